@@ -1,0 +1,279 @@
+"""The loop over time: one function for every cell.
+
+Shapes: B batch, T time, D input features. Arrays are batch first here; the loops
+inside run over a leading time axis.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Shaped
+
+from lstm_jax.cells import Cell, Noise, Params
+from lstm_jax.fused import Inputs, fused_unroll
+
+Implementation = Literal["auto", "autodiff", "fused"]
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    xs: Shaped[Array, "B T D"],
+    carry: Any = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    mask: Bool[Array, "B T"] | None = None,
+    resets: Bool[Array, "B T"] | None = None,
+    reverse: bool = False,
+    key: PRNGKeyArray | None = None,
+    return_carries: bool = False,
+    implementation: Implementation = "auto",
+) -> Any:
+    """Runs a cell over a batch of sequences.
+
+    At a masked step (past a row's length, or where `mask` is False) the carry passes
+    through unchanged, `ys` is exactly zero, and the content of `xs` changes nothing,
+    NaN and infinity included.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax as lj
+    >>> cell = lj.lstm(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> xs = jnp.ones((2, 5, 3))
+    >>> carry, ys = lj.unroll(cell, params, xs, lengths=jnp.array([5, 2]))
+    >>> ys.shape, bool((carry.h[1] == ys[1, 1]).all()), float(ys[1, 2:].sum())
+    ((2, 5, 4), True, 0.0)
+
+    Args:
+      cell: the cell.
+      params: its parameters, as `cell.init` makes them.
+      xs: inputs [B, T, D].
+      carry: state before the first step; None: `cell.initial_carry`.
+      lengths: number of valid steps of each row, 0 to T. Where it is traced, values
+        outside are clamped.
+      mask: which steps are valid, holes allowed; in place of `lengths`.
+      resets: a boundary between step t-1 and t. The carry crosses none: forward, the
+        carry before step t becomes `cell.initial_carry`; reversed, the carry before
+        step t-1. A reset on a masked step waits for the row's next valid step in
+        running order.
+      reverse: run from the last step to the first; ys stay aligned with xs.
+      key: randomness of a cell with noise; None: deterministic.
+      return_carries: also return the carry after each step.
+      implementation: "autodiff" differentiates through `lax.scan`; "fused" has a
+        backward pass of its own, for cells made by `lstm_jax.gated`; it is
+        differentiable in reverse mode, any number of times: forward mode
+        (`jax.jvp`, `jax.jacfwd`) needs "autodiff". "auto" takes "fused" where it
+        can.
+
+    Returns:
+      (carry, ys), or (carry, ys, carries): the state after each row's last valid
+      step in running order, the outputs [B, T, ...], the carries [B, T, ...].
+
+    Raises:
+      ValueError: both `lengths` and `mask`; a shape or type that does not fit;
+        lengths outside [0, T]; an unknown implementation, or "fused" for a cell that
+        has no gates.
+      TypeError: on the fused path, gates that close over a traced value.
+    """
+    batch, time = _check_inputs(xs, resets, implementation, cell)
+    valid = _valid_steps(batch, time, lengths, mask)
+    initial = cell.initial_carry(params, batch)
+    _check_carry(carry, initial)
+    carry = initial if carry is None else carry
+    if cell.unroll is not None:
+        return cell.unroll(
+            params,
+            xs,
+            carry,
+            mask=valid,
+            resets=resets,
+            reverse=reverse,
+            key=key,
+            return_carries=return_carries,
+            implementation=implementation,
+        )
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        xs = xs.astype(jax.tree.leaves(initial)[0].dtype)
+    noise = None
+    if key is not None and cell.noise is not None:
+        noise = lax.stop_gradient(cell.noise(key, params, batch, time))
+    inputs = Inputs(
+        x=jnp.swapaxes(xs, 0, 1),
+        valid=() if valid is None else valid.T,
+        reset=() if resets is None else _effective_resets(resets, valid, reverse).T,
+        noise=() if noise is None else noise.step,
+    )
+    # A loop of no steps has nothing to schedule.
+    if implementation == "autodiff" or cell.fused is None or time == 0:
+        run = _autodiff_unroll
+    else:
+        run = _fused_unroll
+    carry, ys, carries = run(
+        cell, params, inputs, carry, initial, noise, reverse, return_carries
+    )
+    return (carry, ys, carries) if return_carries else (carry, ys)
+
+
+def _autodiff_unroll(
+    cell: Cell,
+    params: Params,
+    inputs: Inputs,
+    carry: Any,
+    initial: Any,
+    noise: Noise | None,
+    reverse: bool,
+    return_carries: bool,
+) -> tuple[Any, PyTree, PyTree]:
+    if not isinstance(inputs.valid, tuple):
+        x = jnp.where(jnp.expand_dims(inputs.valid, -1), inputs.x, 0)
+        inputs = inputs._replace(x=x)
+    step_first = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), inputs.noise)
+    inputs = inputs._replace(noise=step_first)
+
+    def step(carry: Any, now: Inputs) -> tuple[Any, PyTree]:
+        drawn = () if noise is None else (noise._replace(step=now.noise),)
+        if not isinstance(now.reset, tuple):
+            carry = _where(now.reset, initial, carry)
+        new, y = cell.step(params, carry, now.x, *drawn)
+        if not isinstance(now.valid, tuple):
+            new = _where(now.valid, new, carry)
+            y = _where(now.valid, y, jax.tree.map(jnp.zeros_like, y))
+        return new, (y, new if return_carries else ())
+
+    carry, outs = lax.scan(step, carry, inputs, reverse=reverse)
+    ys, carries = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outs)
+    return carry, ys, carries
+
+
+def _fused_unroll(
+    cell: Cell,
+    params: Params,
+    inputs: Inputs,
+    carry: Any,
+    initial: Any,
+    noise: Noise | None,
+    reverse: bool,
+    return_carries: bool,
+) -> tuple[Any, PyTree, PyTree]:
+    assert cell.fused is not None
+
+    def features_first(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), tree)
+
+    if noise is not None:
+        # [B, T, ...] to [T, ..., B], and [B, ...] to [..., B]
+        inputs = inputs._replace(noise=features_first(inputs.noise))
+        noise = noise._replace(sequence=features_first(noise.sequence))
+    carry, outs = fused_unroll(
+        cell.fused,
+        params,
+        inputs,
+        features_first(carry),
+        features_first(initial),
+        noise,
+        reverse=reverse,
+        return_carries=return_carries,
+    )
+    carry = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), carry)
+    ys, carries = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), outs)
+    return carry, ys, carries
+
+
+def _effective_resets(
+    resets: Bool[Array, "B T"], valid: Bool[Array, "B T"] | None, reverse: bool
+) -> Bool[Array, "B T"]:
+    """At which steps the carry goes back to its initial value before the step."""
+    if reverse:
+        # The boundary between t-1 and t stands before step t-1 in running order.
+        resets = jnp.roll(resets, -1, axis=1).at[:, -1:].set(False)
+    if valid is None:
+        return resets
+    # A reset on a masked step waits: the next valid step sees that the count of
+    # resets has grown since the valid step before it.
+    count = lax.cumsum(resets.astype(jnp.int32), axis=1, reverse=reverse)
+    seen = lax.cummax(jnp.where(valid, count, 0), axis=1, reverse=reverse)
+    if reverse:
+        before = jnp.pad(seen[:, 1:], ((0, 0), (0, 1)))
+    else:
+        before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0)))
+    return valid & (count > before)
+
+
+def _valid_steps(
+    batch: int, time: int, lengths: Array | None, mask: Array | None
+) -> Bool[Array, "B T"] | None:
+    if lengths is not None and mask is not None:
+        raise ValueError("give lengths or mask, not both")
+    if mask is not None:
+        _check_steps("mask", mask, (batch, time))
+        return jnp.asarray(mask)
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths must be integers [{batch}], got {lengths.dtype} "
+            f"{list(lengths.shape)}"
+        )
+    if not isinstance(lengths, jax.core.Tracer):
+        known = np.asarray(lengths)
+        if known.size and (known.min() < 0 or known.max() > time):
+            raise ValueError(
+                f"lengths must lie in [0, {time}], got {known.min()} to {known.max()}"
+            )
+    steps = jnp.arange(time, dtype=lengths.dtype)
+    return jnp.expand_dims(steps, 0) < jnp.expand_dims(lengths, 1)
+
+
+def _check_inputs(
+    xs: Array, resets: Array | None, implementation: str, cell: Cell
+) -> tuple[int, int]:
+    if xs.ndim != 3:
+        raise ValueError(f"xs must be [batch, time, input], got {list(xs.shape)}")
+    if implementation not in ("auto", "autodiff", "fused"):
+        raise ValueError(
+            'implementation must be "auto", "autodiff" or "fused", got '
+            f"{implementation!r}"
+        )
+    if implementation == "fused" and cell.fused is None and cell.unroll is None:
+        raise ValueError(
+            "this cell has no gates for the fused path (it was not made by gated): "
+            'use implementation="auto"'
+        )
+    if resets is not None:
+        _check_steps("resets", resets, xs.shape[:2])
+    return xs.shape[0], xs.shape[1]
+
+
+def _check_steps(name: str, value: Array, shape: tuple[int, ...]) -> None:
+    if value.shape != shape or value.dtype != bool:
+        raise ValueError(
+            f"{name} must be bool {list(shape)}, got {value.dtype} {list(value.shape)}"
+        )
+
+
+def _check_carry(carry: Any, initial: Any) -> None:
+    if carry is None:
+        return
+    want, got = jax.tree.structure(initial), jax.tree.structure(carry)
+    if want != got:
+        raise ValueError(f"carry must be a {want}, got {got}")
+    for a, b in zip(jax.tree.leaves(initial), jax.tree.leaves(carry), strict=True):
+        if a.shape != jnp.shape(b) or a.dtype != jnp.result_type(b):
+            raise ValueError(
+                f"carry has an entry {jnp.result_type(b)} {list(jnp.shape(b))} where "
+                f"this cell and batch need {a.dtype} {list(a.shape)}"
+            )
+
+
+def _where(rows: Bool[Array, " B"], new: PyTree, old: PyTree) -> PyTree:
+    """Selects rows of arrays [B, ...]."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(
+            jnp.expand_dims(rows, tuple(range(1, a.ndim))), a, b
+        ),
+        new,
+        old,
+    )
