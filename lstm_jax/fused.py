@@ -13,6 +13,7 @@ What this file schedules is everything around them:
   chunk in place of a small one a step.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from lstm_jax.cells import Fused, Noise, Params, extras_of
 # Steps whose weight gradient is one product: enough for a product at full speed,
 # few enough for the chunk to stay in the cache.
 CHUNK = 20
+
+# Tokens from which a transposed copy of the kernels costs less than it saves.
+RELAYOUT = 64
 
 
 class Inputs(NamedTuple):
@@ -92,8 +96,17 @@ def fused_unroll(
       TypeError: `gates` or `recurrent` closes over a traced value.
     """
     additive = _trace_gates(fused, params, inputs, carry, noise)
-    joint = additive and fused.recurrent is None
-    hidden_size = carry.h.shape[0]
+    time, batch, _ = inputs.x.shape
+    # The CPU's product wants its operands row-major: over a transposed one it takes
+    # two to five times as long. A transposed copy outside the loop pays, except for
+    # a few steps of a few rows, where the copy is the larger part.
+    make_products = functools.partial(
+        _products,
+        fused,
+        hidden_size=carry.h.shape[0],
+        additive=additive,
+        relayout=time * batch >= RELAYOUT,
+    )
 
     def step_noise(per_step: PyTree) -> Noise | None:
         return None if noise is None else noise._replace(step=per_step)
@@ -115,7 +128,7 @@ def fused_unroll(
     def forward(
         params: Params, inputs: Inputs, carry: Any, initial: Any
     ) -> tuple[Any, Any]:
-        products = _products(fused, params, hidden_size, joint)
+        products = make_products(params)
         extras = extras_of(params)
 
         def step(carry: Any, now: Inputs) -> tuple[Any, Any]:
@@ -131,7 +144,7 @@ def fused_unroll(
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
         params, inputs, initial, saved = residuals
-        products = _products(fused, params, hidden_size, joint)
+        products = make_products(params)
         extras = extras_of(params)
 
         def step(acc: Any, at: Any) -> tuple[Any, Any]:
@@ -186,7 +199,7 @@ def fused_unroll(
 
 
 def _products(
-    fused: Fused, params: Params, hidden_size: int, joint: bool
+    fused: Fused, params: Params, hidden_size: int, additive: bool, relayout: bool
 ) -> Products:
     kernel, recurrent_kernel = params["kernel"], params["recurrent_kernel"]
     bias = jnp.expand_dims(params["bias"], -1)
@@ -198,14 +211,17 @@ def _products(
             a.astype(operand), b.astype(operand), preferred_element_type=out
         )
 
+    def transpose_dot(a: Array, b: Array) -> Array:
+        """a.T @ b."""
+        contract = (((0,), (0,)), ((), ()))
+        a, b = a.astype(operand), b.astype(operand)
+        return lax.dot_general(a, b, contract, preferred_element_type=out)
+
     def weights_of(xs: Array, dzs: Array) -> Array:
         """sum_k x_k^T dz_k^T for xs [K, B, I], dzs [K, G*H, B]."""
-        return lax.dot_general(
-            xs.astype(operand),
-            dzs.astype(operand),
-            (((0, 1), (0, 2)), ((), ())),
-            preferred_element_type=out,
-        )
+        contract = (((0, 1), (0, 2)), ((), ()))
+        xs, dzs = xs.astype(operand), dzs.astype(operand)
+        return lax.dot_general(xs, dzs, contract, preferred_element_type=out)
 
     def input_weights(xs: Array, dzx: Array) -> Params:
         return {"kernel": weights_of(xs, dzx), "bias": jnp.sum(dzx, axis=(0, 2))}
@@ -213,70 +229,75 @@ def _products(
     def dense_weights(hs: Array, dzh: Array) -> Params:
         return {"recurrent_kernel": weights_of(jnp.swapaxes(hs, 1, 2), dzh)}
 
-    # Both orientations of a kernel are made here, outside the loop: the CPU's product
-    # wants them row-major and takes two to five times as long over transposed ones.
-    if joint:
-        stacked = jnp.concatenate([kernel, recurrent_kernel])
-        transposed = jnp.concatenate([kernel.T, recurrent_kernel.T], axis=1)
+    def both_weights(xs: Array, hs: Array, dz: Any, noise: Any) -> Params:
+        del noise
+        return input_weights(xs, dz[0]) | dense_weights(hs, dz[-1])
+
+    if additive and relayout and fused.recurrent is None:
+        both = jnp.concatenate([kernel, recurrent_kernel])
+        both_t = jnp.concatenate([kernel.T, recurrent_kernel.T], axis=1)
 
         def joint_forward(x: Array, h: Array, noise: Any) -> tuple[Array, ...]:
             del noise
             xh = jnp.concatenate([x.T.astype(operand), h.astype(operand)])
-            return (dot(transposed, xh) + bias,)
+            return (dot(both_t, xh) + bias,)
 
         def joint_backward(dz: tuple[Array, ...], noise: Any) -> tuple[Array, Array]:
             del noise
-            dxh = dot(stacked, dz[0])
+            dxh = dot(both, dz[0])
             return dxh[: kernel.shape[0]], dxh[kernel.shape[0] :]
 
-        def joint_weights(xs: Array, hs: Array, dz: Any, noise: Any) -> Params:
-            del noise
-            return input_weights(xs, dz[0]) | dense_weights(hs, dz[0])
+        return Products(joint_forward, joint_backward, both_weights)
 
-        return Products(joint_forward, joint_backward, joint_weights)
+    def projection(kernel: Array) -> Callable[[Array], Array]:
+        """x -> kernel.T @ x."""
+        if not relayout:
+            return functools.partial(transpose_dot, kernel)
+        return functools.partial(dot, kernel.T)
 
-    kernel_t = kernel.T
+    project = projection(kernel)
+
     if fused.recurrent is None:
-        recurrent_t = recurrent_kernel.T
+        project_h = projection(recurrent_kernel)
 
-        def forward(x: Array, h: Array, noise: Any) -> tuple[Array, ...]:
+        def recur(h: Array, noise: Any) -> Array:
             del noise
-            return dot(kernel_t, x.T) + bias, dot(recurrent_t, h)
+            return project_h(h)
 
-        def backward(dz: tuple[Array, ...], noise: Any) -> tuple[Array, Array]:
+        def recur_back(dzh: Array, noise: Any) -> Array:
             del noise
-            return dot(kernel, dz[0]), dot(recurrent_kernel, dz[1])
+            return dot(recurrent_kernel, dzh)
+
+        weights = both_weights
+    else:
+        own = fused.recurrent
+
+        def own_recurrent(params: Params, h: Array, noise: Any) -> Array:
+            noise = None if noise is None else _rows_first(noise)
+            return own(params, h.T, noise).T
+
+        recur = functools.partial(own_recurrent, params)
+
+        def recur_back(dzh: Array, noise: Any) -> Array:
+            # Linear in h: the pullback is the same at every h.
+            zeros = jnp.zeros((hidden_size, dzh.shape[-1]), out)
+            _, pull = jax.vjp(lambda h: recur(h, noise), zeros)
+            return pull(dzh)[0]
 
         def weights(xs: Array, hs: Array, dz: Any, noise: Any) -> Params:
-            del noise
-            return input_weights(xs, dz[0]) | dense_weights(hs, dz[1])
+            axes = None if noise is None else Noise(None, None, 0)
+            steps = jax.vmap(own_recurrent, in_axes=(None, 0, axes))
+            _, pull = jax.vjp(lambda params: steps(params, hs, noise), params)
+            return _add(pull(dz[-1])[0], input_weights(xs, dz[0]))
 
-        return Products(forward, backward, weights)
+    def forward(x: Array, h: Array, noise: Any) -> tuple[Array, ...]:
+        zx, zh = project(x.T) + bias, recur(h, noise)
+        return (zx + zh,) if additive else (zx, zh)
 
-    def recurrent(params: Params, h: Array, noise: Any) -> Array:
-        """The cell's own product, features first."""
-        noise = None if noise is None else _rows_first(noise)
-        return fused.recurrent(params, h.T, noise).T  # pyright: ignore
+    def backward(dz: tuple[Array, ...], noise: Any) -> tuple[Array, Array]:
+        return dot(kernel, dz[0]), recur_back(dz[-1], noise)
 
-    def own_forward(x: Array, h: Array, noise: Any) -> tuple[Array, ...]:
-        return dot(kernel_t, x.T) + bias, recurrent(params, h, noise)
-
-    def own_backward(dz: tuple[Array, ...], noise: Any) -> tuple[Array, Array]:
-        # Linear in h: the pullback is the same at every h.
-        zeros = jnp.zeros((hidden_size, dz[1].shape[-1]), out)
-        _, pull = jax.vjp(lambda h: recurrent(params, h, noise), zeros)
-        return dot(kernel, dz[0]), pull(dz[1])[0]
-
-    def own_weights(xs: Array, hs: Array, dz: Any, noise: Any) -> Params:
-        axes = None if noise is None else Noise(None, None, 0)
-        steps = jax.vmap(recurrent, in_axes=(None, 0, axes))
-        _, pull = jax.vjp(lambda params: steps(params, hs, noise), params)
-        gradient = pull(dz[1])[0]
-        for name, value in input_weights(xs, dz[0]).items():
-            gradient[name] = gradient[name] + value
-        return gradient
-
-    return Products(own_forward, own_backward, own_weights)
+    return Products(forward, backward, weights)
 
 
 def _trace_gates(

@@ -162,6 +162,14 @@ def add_row(report: Report, row: Row) -> None:
         draw_curves(report.rows, report.workdir / "curves.png", report.workdir.name)
 
 
+def say(report: Report, line: str) -> None:
+    """Shows a line on stderr, above the bar where there is one."""
+    if report.bar is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        report.bar.write(line, file=sys.stderr)
+
+
 def close_report(report: Report) -> None:
     """Closes every output of the report and draws the curves a last time."""
     if report.bar is not None:

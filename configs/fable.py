@@ -1,0 +1,17 @@
+"""Next-word prediction on a fable."""
+
+from ml_collections import ConfigDict
+
+from lstm_jax.config import base_config
+
+
+def get_config() -> ConfigDict:
+    """The default experiment."""
+    config = base_config()
+    config.num_steps = 600
+    config.model.hidden_size = 128
+    config.model.num_layers = 2
+    config.report.every = 50
+    config.report.evaluate_every = 200
+    config.checkpoint.every = 200
+    return config

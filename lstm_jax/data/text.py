@@ -1,0 +1,73 @@
+"""Text: reading a file, splitting it into words, numbering the words."""
+
+import collections
+import importlib.resources
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import Tokenizer
+
+from lstm_jax.errors import UserError
+
+# Words and runs of punctuation, split at spaces.
+_SPLITTER = tokenizers.pre_tokenizers.Whitespace()
+
+
+def read_text(path: str) -> str:
+    """The text of a file; a bare name may be that of a text in this package.
+
+    Raises:
+      UserError: there is no such file, or it is not UTF-8.
+    """
+    packaged = importlib.resources.files("lstm_jax.data") / "texts"
+    file = Path(path) if Path(path).exists() else packaged / path
+    if not file.is_file():
+        names = sorted(text.name for text in packaged.iterdir())
+        raise UserError(
+            f"no text file {path}: give data.path a file, or one of {', '.join(names)}"
+        )
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
+            "iconv -t UTF-8"
+        ) from None
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation in their order, case kept.
+
+    >>> split_words("long ago, the mice")
+    ['long', 'ago', ',', 'the', 'mice']
+    """
+    return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
+
+
+def build_vocabulary(words: list[str]) -> Tokenizer:
+    """Numbers words by frequency, 0 the most frequent, ties by first appearance."""
+    counts = collections.Counter(words).most_common()
+    ids = {word: number for number, (word, _) in enumerate(counts)}
+    vocabulary = Tokenizer(tokenizers.models.WordLevel(ids, unk_token=counts[0][0]))
+    vocabulary.pre_tokenizer = _SPLITTER
+    return vocabulary
+
+
+def encode(vocabulary: Tokenizer, words: list[str]) -> Int[np.ndarray, " words"]:
+    """The words' numbers.
+
+    Raises:
+      UserError: words are not in the vocabulary; the message names them.
+    """
+    ids = [vocabulary.token_to_id(word) for word in words]
+    unknown = list(dict.fromkeys(w for w, i in zip(words, ids, strict=True) if i is None))
+    if unknown:
+        raise UserError(f"not in the vocabulary: {', '.join(unknown)}")
+    return np.asarray(ids, np.int32)
+
+
+def decode(vocabulary: Tokenizer, ids: Int[np.ndarray, " words"]) -> str:
+    """The words of the numbers, with a space between each two."""
+    return " ".join(str(vocabulary.id_to_token(int(i))) for i in ids)

@@ -1,0 +1,163 @@
+"""The folder of a run: whose it is, and what it answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lstm_jax import checkpoints
+from lstm_jax.cells import Params
+from lstm_jax.errors import UserError
+from lstm_jax.reporting import write_file
+
+CONFIG_FILE = "config.json"
+# What may differ when a run goes on: it changes no update.
+FREE = ("report.", "checkpoint.")
+
+
+def claim(workdir: Path, config: ConfigDict, files: dict[str, str]) -> None:
+    """Makes the folder this run's, or finds that it is.
+
+    Args:
+      workdir: the folder; made if missing.
+      config: of the run.
+      files: contents by name; those of a run that goes on must be the same.
+
+    Raises:
+      UserError: the folder holds something else; nothing in it has changed then.
+    """
+    other = f"name another folder with --workdir={workdir}_2"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: {other}")
+    if (workdir / CONFIG_FILE).exists():
+        differing = _differences(read_config(workdir), config)
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run of another config, which differs in "
+                f"{'; '.join(differing)}: {other}"
+            )
+        for name, content in files.items():
+            if name != "summary.txt" and (workdir / name).read_text() != content:
+                raise UserError(
+                    f"{workdir} holds a run on other data ({name} differs): {other}"
+                )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_file(workdir / name, content)
+        # The config last: a folder that has one has the rest.
+        text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+        write_file(workdir / CONFIG_FILE, text + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}): {other}") from None
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except OSError:
+        raise UserError(
+            f"no run in {workdir} (no {CONFIG_FILE}): train one with "
+            f"python train.py --workdir={workdir}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(
+            f"{path} is damaged: restore it, or train in another folder"
+        ) from None
+
+
+def answering_step(workdir: str | Path, best: str | None) -> int:
+    """The step of the checkpoint that predicts: the best if tracked, else the last.
+
+    Raises:
+      UserError: there is none.
+    """
+    with checkpoints.open_checkpoints(workdir) as manager:
+        step = checkpoints.best_step(manager, best) if best else None
+        step = checkpoints.latest_step(manager) if step is None else step
+    if step is None:
+        raise UserError(
+            f"no checkpoint in {workdir} yet: train first, with "
+            f"python train.py --workdir={workdir}"
+        )
+    return step
+
+
+def load_params(workdir: str | Path, step: int) -> Params:
+    """The parameters of a checkpoint, on the device."""
+    with checkpoints.open_checkpoints(workdir) as manager:
+        return jax.device_put(checkpoints.restore_params(manager, step))
+
+
+def result(workdir: str | Path, best: str | None) -> dict[str, Any]:
+    """What the checkpoint that predicts has reached; the last line of `train.py`."""
+    step = answering_step(workdir, best)
+    with checkpoints.open_checkpoints(workdir) as manager:
+        meta = checkpoints.read_meta(manager, step)
+        best_step = checkpoints.best_step(manager, best) if best else None
+    return {
+        "step": step,
+        "epoch": meta["epoch"],
+        **meta["metrics"],
+        "best_step": best_step,
+        "seconds": meta["seconds"],
+        "workdir": str(workdir),
+    }
+
+
+def matching_params(workdir: str | Path, params: Params) -> Params:
+    """`params` with the entries that another run has in the same place and shape.
+
+    Prints what was not taken over.
+    """
+    config = read_config(workdir)
+    step = answering_step(workdir, config.checkpoint.best or None)
+    theirs = dict(jax.tree_util.tree_leaves_with_path(load_params(workdir, step)))
+    kept = []
+
+    def take(path: Any, mine: Any) -> Any:
+        found = theirs.get(path)
+        if found is None or found.shape != mine.shape or found.dtype != mine.dtype:
+            kept.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+            return mine
+        return found
+
+    taken = jax.tree_util.tree_map_with_path(take, params)
+    print(f"parameters taken from step {step} of {workdir}")
+    if kept:
+        print(f"not there in this shape, begun anew: {', '.join(kept)}")
+    return taken
+
+
+def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Fields that keep a run from going on, as `name: old there, new here`."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    longer = after.get("num_steps", 0) > before.get("num_steps", 0)
+    unscheduled = after.get("optimizer.schedule") == "constant"
+    return [
+        f"{name}: {before.get(name)!r} there, {after.get(name)!r} here"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not name.startswith(FREE)
+        and not (name == "num_steps" and longer and unscheduled)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,3 @@
+import jaxtyping
+
+jaxtyping.install_import_hook("lstm_jax", "beartype.beartype")
