@@ -4,18 +4,13 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from lstm_jax import command_line
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
 
 CHECKOUT = Path(__file__).parent
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    default=str(CHECKOUT / "configs" / "fable.py"),
-    help_string="The experiment; --config.FIELD=VALUE changes a field of it.",
-)
+CONFIG = command_line.define_config(default=CHECKOUT / "configs" / "fable.py")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. Default: checkpoints/<name of the config>."
 )
@@ -25,7 +20,8 @@ INIT_FROM = flags.DEFINE_string(
 
 
 def main() -> None:
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    """Trains, and prints what was reached as one line of JSON."""
+    name = command_line.config_path().stem
     workdir = WORKDIR.value or CHECKOUT / "checkpoints" / name
     result = fit(CONFIG.value, make_task(CONFIG.value), workdir, INIT_FROM.value)
     print(json.dumps(result))

@@ -59,13 +59,17 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
     try:
         return CELLS[name](hidden_size, **options)
     except TypeError:
-        known = [p for p in inspect.signature(CELLS[name]).parameters if p != "options"]
         raise UserError(
-            f"model.cell={text!r}: {name} takes {', '.join(known[1:])}, kernel_init, "
-            "recurrent_init, bias_init and dtype"
+            f"model.cell={text!r}: {name} takes {', '.join(_keywords(CELLS[name]))}"
         ) from None
     except ValueError as error:
         raise UserError(f"model.cell={text!r}: {error}") from None
+
+
+def _keywords(cell: Callable[..., Cell]) -> list[str]:
+    """The keywords of a cell that this grammar can write."""
+    own = list(inspect.signature(cell).parameters)[1:-1]
+    return [word for word in [*own, "recurrent_init", "dtype"] if word != "bias_init"]
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -2,10 +2,44 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from lstm_jax.errors import UserError
+
+def define_config(default: Path) -> "flags.FlagHolder[ConfigDict]":
+    """Defines --config, a file with a function `get_config`.
+
+    Args:
+      default: the file where the flag is not given.
+
+    Returns:
+      The flag; `--config.FIELD=VALUE` changes a field of its value.
+    """
+    try:
+        # With a default, this already parses the overrides of the command line.
+        return config_flags.DEFINE_config_file(
+            "config",
+            default=str(default),
+            help_string="The experiment; --config.FIELD=VALUE changes a field of it.",
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        _stop(f"--config: no such field or value: {str(error.args[0]).strip()}")
+
+
+def config_path() -> Path:
+    """The file that --config names.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+        raise UserError(f"no config file {path}: see the folder configs")
+    return path
 
 
 def run(main: Callable[[], None]) -> None:
@@ -22,8 +56,8 @@ def run(main: Callable[[], None]) -> None:
             _stop(f"{error} (see --help)")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             _stop(str(error))
-        except OSError as error:
-            _stop(f"cannot read {error.filename}: {error.strerror}")
+        except OSError:
+            _stop("--config: cannot read that file (see the folder configs)")
         if len(rest) > 1:
             _stop(f"unexpected argument {rest[1]!r}: flags begin with --")
         if not flags.FLAGS["verbosity"].present:
@@ -41,6 +75,8 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _stop(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _stop(message: str) -> NoReturn:
+    # Some libraries quote their own quotes and line ends.
+    line = " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
