@@ -1,4 +1,4 @@
-"""A trained run answers: `python predict.py --workdir=checkpoints/fable --input=...`."""
+"""A trained run answers: `python predict.py --workdir=checkpoints/fable --input=.`."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from lstm_jax import command_line, prediction
 from lstm_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parent
-WORKDIR = flags.DEFINE_string("workdir", str(CHECKOUT / "checkpoints" / "fable"), "Folder of the run.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", str(CHECKOUT / "checkpoints" / "fable"), "Folder of the run."
+)
 INPUT = flags.DEFINE_string("input", None, "Words to continue.")
 INTERACTIVE = flags.DEFINE_bool("interactive", False, "Ask for words again and again.")
 NUM_WORDS = flags.DEFINE_integer("num_words", 32, "Words to add.")
@@ -24,13 +26,14 @@ def main() -> None:
         NUM_WORDS.value, TEMPERATURE.value, TOP_K.value, SEED.value
     )
     prediction.check_sampling(sampling)
-    if (INPUT.value is None) != INTERACTIVE.value:
+    text = INPUT.value
+    if (text is None) != INTERACTIVE.value:
         raise UserError('give either --input="some words" or --interactive')
     run = prediction.load(WORKDIR.value, STEP.value)
-    if INTERACTIVE.value:
+    if text is None:
         prediction.converse(run, sampling)
     else:
-        print(prediction.continue_text(run, INPUT.value, sampling))
+        print(prediction.continue_text(run, text, sampling))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Next-word prediction on a fable."""
 
-from ml_collections import ConfigDict
-
-from lstm_jax.config import base_config
+from lstm_jax.config import Config, base_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """The default experiment."""
     config = base_config()
     config.num_steps = 600

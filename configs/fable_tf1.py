@@ -1,11 +1,9 @@
 """S6."""
 
-from ml_collections import ConfigDict
-
-from lstm_jax.config import base_config
+from lstm_jax.config import Config, base_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """The tutorial's experiment, to the letter."""
     config = base_config()
     config.batch_size = 1

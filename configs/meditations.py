@@ -1,10 +1,10 @@
 """S7."""
 
 from configs import fable_tf1
-from ml_collections import ConfigDict
+from lstm_jax.config import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """The settings of `fable_tf1` on another text."""
     config = fable_tf1.get_config()
     config.data.path = "meditations.txt"

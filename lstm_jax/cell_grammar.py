@@ -55,7 +55,9 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
     name = call.func.id
     if name not in CELLS:
         raise UserError(f"unknown cell {name!r}: choose one of {', '.join(CELLS)}")
-    options = {word.arg: _value(word.value, text) for word in call.keywords}
+    if any(word.arg is None for word in call.keywords):
+        raise UserError(f"model.cell={text!r} is no cell with keywords: {form}")
+    options = {str(word.arg): _value(word.value, text) for word in call.keywords}
     try:
         return CELLS[name](hidden_size, **options)
     except TypeError:

@@ -297,7 +297,9 @@ def lstm(
         bias = bias_init(key, shape)
         return bias.at[hidden_size : 2 * hidden_size].set(forget_bias)
 
-    return gated(hidden_size, 4, gates, LSTMCarry, bias_init=forget_bias_init, **options)
+    return gated(
+        hidden_size, 4, gates, LSTMCarry, bias_init=forget_bias_init, **options
+    )
 
 
 def gru(hidden_size: int, reset_after: bool = True, **options: Any) -> Cell:
@@ -342,9 +344,7 @@ def gru(hidden_size: int, reset_after: bool = True, **options: Any) -> Cell:
 def _gru_reset_before(hidden_size: int, **options: Any) -> Cell:
     dtype = options.get("dtype")
 
-    def step(
-        params: Params, carry: HiddenCarry, x: Array
-    ) -> tuple[HiddenCarry, Array]:
+    def step(params: Params, carry: HiddenCarry, x: Array) -> tuple[HiddenCarry, Array]:
         zx = product(x, params["kernel"], dtype) + jnp.expand_dims(params["bias"], 0)
         xr, xz, xn = jnp.split(zx, 3, axis=-1)
         gate_kernel, new_kernel = jnp.split(

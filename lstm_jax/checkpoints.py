@@ -54,7 +54,7 @@ def open_checkpoints(
     """
     if keep is not None and keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
-    policies = [checkpoint_managers.LatestN(keep)]
+    policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if best is not None:
         policies.append(
             checkpoint_managers.BestN(
@@ -201,7 +201,8 @@ def restore(
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )
-    return manager.restore(step, args=ocp.args.Composite(state=args)).state, meta
+    restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
+    return restored.state, meta
 
 
 def restore_params(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -223,12 +224,14 @@ def restore_params(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     args = ocp.args.PyTreeRestore(
         item=item, restore_args=numpy_args, partial_restore=True
     )
-    return manager.restore(step, args=ocp.args.Composite(state=args)).state["params"]
+    restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
+    return restored.state["params"]
 
 
 def _saved_tree(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The saved state as nested dicts and lists, its leaves shapes and types."""
-    return manager.metadata(step).item_metadata.state.tree
+    metadata: Any = manager.metadata(step).item_metadata
+    return metadata.state.tree
 
 
 def _entries(tree: PyTree) -> dict[str, str]:
@@ -243,6 +246,6 @@ def _entries(tree: PyTree) -> dict[str, str]:
 def _score(meta: dict[str, Any] | None, metric: str | None) -> float:
     """The greater the better; -inf where the metric is missing or not finite."""
     value = ((meta or {}).get("metrics") or {}).get(metric)
-    if value is None or not math.isfinite(value):
+    if metric is None or value is None or not math.isfinite(value):
         return -math.inf
     return -value if metric.endswith(("loss", "perplexity")) else value

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 
-def define_config(default: Path) -> "flags.FlagHolder[ConfigDict]":
+
+def define_config(default: Path) -> "flags.FlagHolder[Config]":
     """Defines --config, a file with a function `get_config`.
 
     Args:
@@ -27,7 +29,8 @@ def define_config(default: Path) -> "flags.FlagHolder[ConfigDict]":
             help_string="The experiment; --config.FIELD=VALUE changes a field of it.",
         )
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        _stop(f"--config: no such field or value: {str(error.args[0]).strip()}")
+        reason = str(error.args[0]).strip("'\"")
+        _stop(f"--config: no such field or value: {reason}")
 
 
 def config_path() -> Path:

@@ -1,9 +1,14 @@
 """Every field of a config, with its default."""
 
+from typing import Any, TypeAlias
+
 from ml_collections import ConfigDict
 
+# A ConfigDict, whose fields a type checker does not know.
+Config: TypeAlias = Any
 
-def base_config() -> ConfigDict:
+
+def base_config() -> Config:
     """A config with every field there is; an experiment's file changes some."""
     config = ConfigDict()
     config.task = "next_word"

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree
 
 from lstm_jax.cells import Fused, Noise, Params, extras_of
 
@@ -235,7 +236,7 @@ def _products(
 
     if additive and relayout and fused.recurrent is None:
         both = jnp.concatenate([kernel, recurrent_kernel])
-        both_t = jnp.concatenate([kernel.T, recurrent_kernel.T], axis=1)
+        both_t = both.T
 
         def joint_forward(x: Array, h: Array, noise: Any) -> tuple[Array, ...]:
             del noise
@@ -341,7 +342,7 @@ def _trace_gates(
 
 
 def _refuse_closure(traced: Any, name: str) -> None:
-    if any(isinstance(const, jax.core.Tracer) for const in traced.consts):
+    if any(isinstance(const, Tracer) for const in traced.consts):
         raise TypeError(
             f"{name} closes over a traced value, whose gradient would be lost: hand "
             "it over in the extras (init_extra) or the noise, or use "

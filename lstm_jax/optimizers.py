@@ -1,12 +1,12 @@
 """From a config to an optax transformation."""
 
 import optax
-from ml_collections import ConfigDict
 
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 
 
-def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
+def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
     """The learning rate over the steps.
 
     Args:
@@ -37,7 +37,7 @@ def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: ConfigDict, num_steps: int
+    config: Config, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config.
 
@@ -75,7 +75,5 @@ def make_optimizer(
         )
     optimizer = makers[config.name]()
     if config.clip_norm:
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip_norm), optimizer
-        )
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optax.with_extra_args_support(optimizer)

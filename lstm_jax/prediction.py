@@ -52,7 +52,9 @@ def load(workdir: str | Path, step: int | None = None) -> NextWord:
     try:
         vocabulary = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is missing or damaged ({error}): train again") from None
+        raise UserError(
+            f"{path} is missing or damaged ({error}): train again"
+        ) from None
     if step is None:
         step = workdirs.answering_step(workdir, config.checkpoint.best or None)
     model = next_word_model(config, vocabulary)

@@ -1,6 +1,7 @@
 """What a batch means: its loss, its metrics, and what a person is shown of it."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 import optax
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
-from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.cells import Params
+from lstm_jax.config import Config
 from lstm_jax.data.text import build_vocabulary, decode, encode, read_text, split_words
 from lstm_jax.data.windows import walk, windows
 from lstm_jax.errors import UserError
@@ -53,7 +54,7 @@ class Task(NamedTuple):
     epoch_size: int
     splits: dict[str, Examples]
     summary: str = ""
-    files: dict[str, str] = {}
+    files: Mapping[str, str] = types.MappingProxyType({})
     sample: Callable[[Params, Examples], str] | None = None
     demonstrate: Callable[[Params], str] | None = None
 
@@ -98,7 +99,7 @@ def classification(
         }
 
     return Task(
-        init=lambda key: model.init(key, inputs[:1])["params"],
+        init=lambda key: dict(model.init(key, inputs[:1])["params"]),
         loss=loss,
         examples={"inputs": inputs, "labels": labels},
         order=lambda key, epoch: jax.random.permutation(
@@ -113,7 +114,7 @@ def classification(
     )
 
 
-def next_word(config: ConfigDict) -> Task:
+def next_word(config: Config) -> Task:
     """A window of words and the word that follows, from one text.
 
     Raises:
@@ -153,12 +154,13 @@ def next_word(config: ConfigDict) -> Task:
         raise UserError(
             f"unknown data.order {config.data.order!r}: choose shuffled or walk"
         )
-    steps = config.num_steps * config.batch_size
-    offsets = walk(config.seed, len(targets), config.data.window, steps)
-    return task._replace(order=lambda key, epoch: jnp.asarray(offsets), epoch_size=steps)
+    # The whole walk is one epoch.
+    size = config.num_steps * config.batch_size
+    offsets = walk(config.seed, len(targets), config.data.window, size)
+    return task._replace(order=lambda *_: jnp.asarray(offsets), epoch_size=size)
 
 
-def next_word_model(config: ConfigDict, vocabulary: Tokenizer) -> SequenceClassifier:
+def next_word_model(config: Config, vocabulary: Tokenizer) -> SequenceClassifier:
     """The model of a next-word config, as `predict.py` makes it again.
 
     Raises:
@@ -192,10 +194,10 @@ def next_word_model(config: ConfigDict, vocabulary: Tokenizer) -> SequenceClassi
     )
 
 
-TASKS: dict[str, Callable[[ConfigDict], Task]] = {"next_word": next_word}
+TASKS: dict[str, Callable[[Config], Task]] = {"next_word": next_word}
 
 
-def make_task(config: ConfigDict) -> Task:
+def make_task(config: Config) -> Task:
     """The task that a config names.
 
     Raises:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from lstm_jax import checkpoints, reporting, workdirs
 from lstm_jax.cells import Params
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.tasks import Examples, Sums, Task
@@ -51,7 +51,7 @@ def init_state(
     task: Task, optimizer: optax.GradientTransformation, keys: Keys
 ) -> TrainState:
     """The state before the first step."""
-    params = task.init(keys.init)
+    params: Any = task.init(keys.init)
     zero = jnp.zeros((1,))
     one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), task.examples)
     sums = jax.eval_shape(task.loss, params, one, zero, None)
@@ -125,7 +125,11 @@ def train_steps(
 
 
 def eval_step(
-    task: Task, batch_size: int, params: Params, examples: Examples, step: Int[Array, ""]
+    task: Task,
+    batch_size: int,
+    params: Params,
+    examples: Examples,
+    step: Int[Array, ""],
 ) -> Sums:
     """Sums over batch number `step` of a split, in the order of its examples."""
     size = jax.tree.leaves(examples)[0].shape[0]
@@ -163,7 +167,7 @@ def _batch(
 
 
 def fit(
-    config: ConfigDict,
+    config: Config,
     task: Task,
     workdir: str | Path,
     init_from: str | Path | None = None,
@@ -204,7 +208,9 @@ def fit(
                 params = workdirs.matching_params(init_from, state.params)
                 state = state._replace(params=params)
         else:
-            state, meta = checkpoints.restore(manager, step, jax.eval_shape(fresh, keys))
+            state, meta = checkpoints.restore(
+                manager, step, jax.eval_shape(fresh, keys)
+            )
             seconds = meta["seconds"]
         if int(state.step) < config.num_steps:
             _train(config, task, optimizer, keys, workdir, manager, state, seconds)
@@ -215,7 +221,7 @@ def fit(
 
 
 def _train(
-    config: ConfigDict,
+    config: Config,
     task: Task,
     optimizer: optax.GradientTransformation,
     keys: Keys,
@@ -270,7 +276,9 @@ def _train(
                 add_row("train", *late)
                 late = None
             if sampled and task.sample is not None:
-                reporting.say(out, task.sample(state.params, peek(state.step, examples)))
+                reporting.say(
+                    out, task.sample(state.params, peek(state.step, examples))
+                )
             metrics = {}
             if measured:
                 for name, split in splits.items():
@@ -295,9 +303,10 @@ def next_example(
 
 
 def _means(sums: Sums) -> dict[str, float]:
-    sums = {name: float(value) for name, value in jax.device_get(sums).items()}
-    count = sums.pop("count")
-    return {name: value / count for name, value in sums.items()}
+    known = {name: float(value) for name, value in jax.device_get(sums).items()}
+    count = known.pop("count")
+    means = {name: value / count for name, value in known.items()}
+    return {"loss": means.pop("loss"), **means}
 
 
 def _next_stop(step: int, period: int) -> int:
@@ -308,7 +317,7 @@ def _is_due(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _check_config(config: ConfigDict, task: Task) -> None:
+def _check_config(config: Config, task: Task) -> None:
     for name, value in (
         ("batch_size", config.batch_size),
         ("num_steps", config.num_steps),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from lstm_jax.cells import Cell, Noise, Params
@@ -217,7 +218,7 @@ def _valid_steps(
             f"lengths must be integers [{batch}], got {lengths.dtype} "
             f"{list(lengths.shape)}"
         )
-    if not isinstance(lengths, jax.core.Tracer):
+    if not isinstance(lengths, Tracer):
         known = np.asarray(lengths)
         if known.size and (known.min() < 0 or known.max() > time):
             raise ValueError(
@@ -271,9 +272,7 @@ def _check_carry(carry: Any, initial: Any) -> None:
 def _where(rows: Bool[Array, " B"], new: PyTree, old: PyTree) -> PyTree:
     """Selects rows of arrays [B, ...]."""
     return jax.tree.map(
-        lambda a, b: jnp.where(
-            jnp.expand_dims(rows, tuple(range(1, a.ndim))), a, b
-        ),
+        lambda a, b: jnp.where(jnp.expand_dims(rows, tuple(range(1, a.ndim))), a, b),
         new,
         old,
     )

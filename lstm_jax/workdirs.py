@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from lstm_jax import checkpoints
 from lstm_jax.cells import Params
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
@@ -17,7 +18,7 @@ CONFIG_FILE = "config.json"
 FREE = ("report.", "checkpoint.")
 
 
-def claim(workdir: Path, config: ConfigDict, files: dict[str, str]) -> None:
+def claim(workdir: Path, config: Config, files: dict[str, str]) -> None:
     """Makes the folder this run's, or finds that it is.
 
     Args:
@@ -53,10 +54,12 @@ def claim(workdir: Path, config: ConfigDict, files: dict[str, str]) -> None:
         text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
         write_file(workdir / CONFIG_FILE, text + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to {workdir} ({error.strerror}): {other}") from None
+        raise UserError(
+            f"cannot write to {workdir} ({error.strerror}): {other}"
+        ) from None
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | Path) -> Config:
     """The config of a run.
 
     Raises:
@@ -139,7 +142,7 @@ def matching_params(workdir: str | Path, params: Params) -> Params:
     return taken
 
 
-def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def _differences(old: Config, new: Config) -> list[str]:
     """Fields that keep a run from going on, as `name: old there, new here`."""
     before, after = _flat(old.to_dict()), _flat(new.to_dict())
     longer = after.get("num_steps", 0) > before.get("num_steps", 0)

@@ -1,3 +1,37 @@
-import jaxtyping
+"""What all tests share: the platform, run-time shape checks, strict arithmetic."""
 
+import os
+from collections.abc import Iterator
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported; subprocesses inherit it
+
+import jax
+import jaxtyping
+import pytest
+
+# Checks the shape and type annotations of the package at run time; before its import.
 jaxtyping.install_import_hook("lstm_jax", "beartype.beartype")
+
+collect_ignore = ["golden"]  # scripts that wrote the golden files; they need PyTorch
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """No implicit promotion of types or ranks."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Arrays are float64 unless a type is given."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Wrong arguments reach the package's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

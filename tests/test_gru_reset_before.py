@@ -1,7 +1,6 @@
 """gru(reset_after=False) against its equations, written out in NumPy."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +10,14 @@ from jaxtyping import Array, Float, Int
 
 import lstm_jax as lj
 
+pytestmark = pytest.mark.usefixtures("x64", "strict")
+
 # Not 5 hidden units: the CPU compiler of jax 0.10.2 gets the gradient of that very
 # loop wrong (batch 4, float64, no mask), without this package too; jax 0.12 does not.
 BATCH, TIME, INPUT, HIDDEN = 4, 7, 3, 6
 RAGGED_LENGTHS = np.array([TIME, 1, 0, 4], np.int32)
 
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def draw_variables(rng: np.random.Generator, nonzero_carry: bool) -> Arrays:
@@ -104,8 +99,8 @@ def test_init_has_one_bias() -> None:
     }
 
 
-@pytest.mark.parametrize("implementation", ["autodiff", "auto"])
 @pytest.mark.parametrize("nonzero_carry", [False, True])
+@pytest.mark.parametrize("implementation", ["autodiff", "auto"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_values_and_gradients_equal_equations(

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,8 @@ import pytest
 from jaxtyping import Array, Float
 
 import lstm_jax as lj
+
+pytestmark = pytest.mark.usefixtures("x64", "strict")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -22,18 +23,12 @@ CELLS = {
 }
 CASES = (
     "plain",
+    "carry",
     "ragged",
     "reversed",
-    "carry",
     "ragged_reversed",
     "ragged_reversed_carry",
 )
-
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def read_golden(cell: str) -> dict[str, dict[str, Array]]:
@@ -84,8 +79,8 @@ def run(
     return values | {f"grad_{name}": array for name, array in gradients.items()}
 
 
-@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
 @pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
 @pytest.mark.parametrize("cell_name", CELLS)
 def test_values_and_gradients_equal_torch(
     cell_name: str, case_name: str, implementation: str

@@ -1,0 +1,1 @@
+"""Data: sources, vocabularies, and what a batch is cut from."""

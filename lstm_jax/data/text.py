@@ -62,9 +62,9 @@ def encode(vocabulary: Tokenizer, words: list[str]) -> Int[np.ndarray, " words"]
       UserError: words are not in the vocabulary; the message names them.
     """
     ids = [vocabulary.token_to_id(word) for word in words]
-    unknown = list(dict.fromkeys(w for w, i in zip(words, ids, strict=True) if i is None))
+    unknown = [word for word, i in zip(words, ids, strict=True) if i is None]
     if unknown:
-        raise UserError(f"not in the vocabulary: {', '.join(unknown)}")
+        raise UserError(f"not in the vocabulary: {', '.join(dict.fromkeys(unknown))}")
     return np.asarray(ids, np.int32)
 
 

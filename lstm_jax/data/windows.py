@@ -22,7 +22,8 @@ def windows(
         raise UserError(f"data.window={size}: a window holds at least 1 word")
     if len(ids) <= size:
         raise UserError(
-            f"the text has {len(ids)} words: data.window={size} needs at least {size + 1}"
+            f"the text has {len(ids)} words: data.window={size} needs at least "
+            f"{size + 1}"
         )
     inputs = np.lib.stride_tricks.sliding_window_view(ids, size)[:-1]
     return np.ascontiguousarray(inputs), ids[size:]
