@@ -82,9 +82,10 @@ def train_step(
 
     gradient, sums = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
     return TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         opt_state=opt_state,
         sums=jax.tree.map(jnp.add, state.sums, sums),
     )
