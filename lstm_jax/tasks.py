@@ -77,6 +77,7 @@ def classification(
       The task, for `lstm_jax.fit`.
     """
     size = len(labels)
+    first = jnp.asarray(inputs[:1])
 
     def loss(
         params: Params,
@@ -99,7 +100,7 @@ def classification(
         }
 
     return Task(
-        init=lambda key: dict(model.init(key, inputs[:1])["params"]),
+        init=lambda key: dict(model.init(key, first)["params"]),
         loss=loss,
         examples={"inputs": inputs, "labels": labels},
         order=lambda key, epoch: jax.random.permutation(
@@ -110,7 +111,7 @@ def classification(
             name: {"inputs": split[0], "labels": split[1]}
             for name, split in (splits or {}).items()
         },
-        summary=summarize(model, inputs[:1]),
+        summary=summarize(model, first),
     )
 
 
@@ -127,9 +128,10 @@ def next_word(config: Config) -> Task:
     inputs, targets = windows(encode(vocabulary, words), config.data.window)
     model = next_word_model(config, vocabulary)
     task = classification(model, inputs, targets, {"windows": (inputs, targets)})
+    apply = jax.jit(model.apply)  # once: a loop over time compiles anew at every call
 
     def sample(params: Params, example: Examples) -> str:
-        logits = model.apply({"params": params}, jnp.expand_dims(example["inputs"], 0))
+        logits = apply({"params": params}, jnp.expand_dims(example["inputs"], 0))
         assert isinstance(logits, jax.Array)
         shown = [str(vocabulary.id_to_token(int(i))) for i in example["inputs"]]
         target, prediction = int(example["labels"]), int(jnp.argmax(logits))

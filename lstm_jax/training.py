@@ -53,7 +53,7 @@ def init_state(
     """The state before the first step."""
     params: Any = task.init(keys.init)
     zero = jnp.zeros((1,))
-    one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), task.examples)
+    one = jax.tree.map(lambda a: jnp.zeros_like(a[:1]), task.examples)
     sums = jax.eval_shape(task.loss, params, one, zero, None)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -4,6 +4,7 @@ Shapes: B batch, T time, D input features. Arrays are batch first here; the loop
 inside run over a leading time axis.
 """
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from lstm_jax.cells import Cell, Noise, Params
-from lstm_jax.fused import Inputs, fused_unroll
+from lstm_jax.fused import NONE, Inputs, fused_unroll, masked, where_rows
 
 Implementation = Literal["auto", "autodiff", "fused"]
 
@@ -100,21 +101,34 @@ def unroll(
     noise = None
     if key is not None and cell.noise is not None:
         noise = lax.stop_gradient(cell.noise(key, params, batch, time))
+    resets = None if resets is None else _effective_resets(resets, valid, reverse)
     inputs = Inputs(
         x=jnp.swapaxes(xs, 0, 1),
-        valid=() if valid is None else valid.T,
-        reset=() if resets is None else _effective_resets(resets, valid, reverse).T,
-        noise=() if noise is None else noise.step,
+        valid=NONE if valid is None else valid.T,
+        reset=NONE if resets is None else resets.T,
+        noise=NONE if noise is None else _swap(noise.step),
     )
     # A loop of no steps has nothing to schedule.
     if implementation == "autodiff" or cell.fused is None or time == 0:
-        run = _autodiff_unroll
+        run = functools.partial(_autodiff_unroll, cell)
     else:
-        run = _fused_unroll
-    carry, ys, carries = run(
-        cell, params, inputs, carry, initial, noise, reverse, return_carries
+        run = functools.partial(fused_unroll, cell.fused)
+    carry, outs = run(
+        params,
+        inputs,
+        carry,
+        initial,
+        noise,
+        reverse=reverse,
+        return_carries=return_carries,
     )
+    ys, carries = _swap(outs)
     return (carry, ys, carries) if return_carries else (carry, ys)
+
+
+def _swap(tree: PyTree) -> PyTree:
+    """Batch first to time first, and back."""
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
 def _autodiff_unroll(
@@ -124,62 +138,23 @@ def _autodiff_unroll(
     carry: Any,
     initial: Any,
     noise: Noise | None,
+    *,
     reverse: bool,
     return_carries: bool,
-) -> tuple[Any, PyTree, PyTree]:
-    if not isinstance(inputs.valid, tuple):
-        x = jnp.where(jnp.expand_dims(inputs.valid, -1), inputs.x, 0)
-        inputs = inputs._replace(x=x)
-    step_first = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), inputs.noise)
-    inputs = inputs._replace(noise=step_first)
+) -> tuple[Any, PyTree]:
+    """As `fused_unroll`, differentiated through `lax.scan`."""
 
     def step(carry: Any, now: Inputs) -> tuple[Any, PyTree]:
         drawn = () if noise is None else (noise._replace(step=now.noise),)
-        if not isinstance(now.reset, tuple):
-            carry = _where(now.reset, initial, carry)
+        if now.reset is not NONE:
+            carry = where_rows(now.reset, initial, carry)
         new, y = cell.step(params, carry, now.x, *drawn)
-        if not isinstance(now.valid, tuple):
-            new = _where(now.valid, new, carry)
-            y = _where(now.valid, y, jax.tree.map(jnp.zeros_like, y))
+        if now.valid is not NONE:
+            new = where_rows(now.valid, new, carry)
+            y = where_rows(now.valid, y, jax.tree.map(jnp.zeros_like, y))
         return new, (y, new if return_carries else ())
 
-    carry, outs = lax.scan(step, carry, inputs, reverse=reverse)
-    ys, carries = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), outs)
-    return carry, ys, carries
-
-
-def _fused_unroll(
-    cell: Cell,
-    params: Params,
-    inputs: Inputs,
-    carry: Any,
-    initial: Any,
-    noise: Noise | None,
-    reverse: bool,
-    return_carries: bool,
-) -> tuple[Any, PyTree, PyTree]:
-    assert cell.fused is not None
-
-    def features_first(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), tree)
-
-    if noise is not None:
-        # [B, T, ...] to [T, ..., B], and [B, ...] to [..., B]
-        inputs = inputs._replace(noise=features_first(inputs.noise))
-        noise = noise._replace(sequence=features_first(noise.sequence))
-    carry, outs = fused_unroll(
-        cell.fused,
-        params,
-        inputs,
-        features_first(carry),
-        features_first(initial),
-        noise,
-        reverse=reverse,
-        return_carries=return_carries,
-    )
-    carry = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), carry)
-    ys, carries = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), outs)
-    return carry, ys, carries
+    return lax.scan(step, carry, masked(inputs), reverse=reverse)
 
 
 def _effective_resets(
@@ -267,12 +242,3 @@ def _check_carry(carry: Any, initial: Any) -> None:
                 f"carry has an entry {jnp.result_type(b)} {list(jnp.shape(b))} where "
                 f"this cell and batch need {a.dtype} {list(a.shape)}"
             )
-
-
-def _where(rows: Bool[Array, " B"], new: PyTree, old: PyTree) -> PyTree:
-    """Selects rows of arrays [B, ...]."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(jnp.expand_dims(rows, tuple(range(1, a.ndim))), a, b),
-        new,
-        old,
-    )
