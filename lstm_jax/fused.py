@@ -25,17 +25,15 @@ from lstm_jax.cells import Fused, Noise, Params, extras_of, product
 # few enough for the chunk to stay in the cache.
 CHUNK = 20
 
-NONE = ()  # in place of an array that is not there
-
 
 class Inputs(NamedTuple):
     """What the loop reads; leaves are [T, B, ...], in a step [B, ...].
 
     Attributes:
       x: [T, B, D].
-      valid: [T, B] bool, or NONE where every step is valid.
-      reset: [T, B] bool, or NONE where nothing is reset.
-      noise: `Noise.step`, or NONE.
+      valid: [T, B] bool, or None where every step is valid.
+      reset: [T, B] bool, or None where nothing is reset.
+      noise: `Noise.step`, or None.
     """
 
     x: Any
@@ -97,7 +95,7 @@ def fused_unroll(
         """The gates of one row, and what a masked step does."""
         zx, zh = (*z, jnp.zeros_like(z[0])) if additive else z
         new, y = fused.gates(extras, carry, zx, zh, noise)
-        if valid is not NONE:
+        if valid is not None:
             new = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry)
             y = jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y)
         return new, (y, new if return_carries else ())
@@ -110,7 +108,7 @@ def fused_unroll(
     ) -> tuple[Any, Any]:
         def step(carry: Any, now: Inputs) -> tuple[Any, Any]:
             drawn = step_noise(now.noise)
-            if now.reset is not NONE:
+            if now.reset is not None:
                 carry = where_rows(now.reset, initial, carry)
             z = products(params, masked(now).x, carry.h, drawn)
             new, out = rows(extras_of(params), carry, z, now.valid, drawn)
@@ -135,7 +133,7 @@ def fused_unroll(
             dextra, dcarry, dz = pull((dcarry, dout))
             dx, dh = pull_products(dz, now.x, carry.h, drawn)
             dcarry = dcarry._replace(h=dcarry.h + dh)
-            if now.reset is not NONE:
+            if now.reset is not None:
                 zeros = jax.tree.map(jnp.zeros_like, dcarry)
                 dinitial = _add(dinitial, where_rows(now.reset, dcarry, zeros))
                 dcarry = where_rows(now.reset, zeros, dcarry)
@@ -212,7 +210,7 @@ def _weight_gradient(
 
 def masked(inputs: Inputs) -> Inputs:
     """x is zero at masked steps: no content of the padding reaches a product."""
-    if inputs.valid is NONE:
+    if inputs.valid is None:
         return inputs
     x = jnp.where(jnp.expand_dims(inputs.valid, -1), inputs.x, 0)
     return inputs._replace(x=x)

@@ -170,7 +170,7 @@ def _batch(
 def fit(
     config: Config,
     task: Task,
-    workdir: str | Path,
+    workdir: str | Path | None = None,
     init_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on with what was begun in `workdir`.
@@ -182,7 +182,8 @@ def fit(
       config: as `lstm_jax.config.base_config` makes it.
       task: what to train: `lstm_jax.tasks.make_task(config)`, or one made from your
         own arrays by `lstm_jax.tasks.classification`.
-      workdir: folder of the run: config, metrics, curves, checkpoints.
+      workdir: folder of the run: config, metrics, curves, checkpoints. None:
+        `checkpoints/<config.task>`.
       init_from: folder of another run, whose matching parameters a new run starts
         from.
 
@@ -194,7 +195,7 @@ def fit(
       UserError: the config is no use, or `workdir` holds another run.
     """
     _check_config(config, task)
-    workdir = Path(workdir)
+    workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     keys = make_keys(config.seed)
     fresh = jax.jit(functools.partial(init_state, task, optimizer))

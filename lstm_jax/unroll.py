@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from lstm_jax.cells import Cell, Noise, Params
-from lstm_jax.fused import NONE, Inputs, fused_unroll, masked, where_rows
+from lstm_jax.fused import Inputs, fused_unroll, masked, where_rows
 
 Implementation = Literal["auto", "autodiff", "fused"]
 
@@ -104,9 +104,9 @@ def unroll(
     resets = None if resets is None else _effective_resets(resets, valid, reverse)
     inputs = Inputs(
         x=jnp.swapaxes(xs, 0, 1),
-        valid=NONE if valid is None else valid.T,
-        reset=NONE if resets is None else resets.T,
-        noise=NONE if noise is None else _swap(noise.step),
+        valid=None if valid is None else valid.T,
+        reset=None if resets is None else resets.T,
+        noise=None if noise is None else _swap(noise.step),
     )
     # A loop of no steps has nothing to schedule.
     if implementation == "autodiff" or cell.fused is None or time == 0:
@@ -146,10 +146,10 @@ def _autodiff_unroll(
 
     def step(carry: Any, now: Inputs) -> tuple[Any, PyTree]:
         drawn = () if noise is None else (noise._replace(step=now.noise),)
-        if now.reset is not NONE:
+        if now.reset is not None:
             carry = where_rows(now.reset, initial, carry)
         new, y = cell.step(params, carry, now.x, *drawn)
-        if now.valid is not NONE:
+        if now.valid is not None:
             new = where_rows(now.valid, new, carry)
             y = where_rows(now.valid, y, jax.tree.map(jnp.zeros_like, y))
         return new, (y, new if return_carries else ())
