@@ -4,6 +4,8 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
+from lstm_jax.errors import UserError
+
 # A ConfigDict, whose fields a type checker does not know.
 Config: TypeAlias = Any
 
@@ -49,3 +51,21 @@ def base_config() -> Config:
     config.report.evaluate_every = 0  # steps; 0: at the end only
     config.report.samples = False  # a line of input, target and prediction each row
     return config
+
+
+def check_config(config: Config) -> None:
+    """Raises a `UserError` where a number of the training loop is out of range."""
+    for name, value in (
+        ("batch_size", config.batch_size),
+        ("num_steps", config.num_steps),
+        ("checkpoint.keep", config.checkpoint.keep),
+        ("report.every", config.report.every),
+    ):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+    for name, value in (
+        ("checkpoint.every", config.checkpoint.every),
+        ("report.evaluate_every", config.report.evaluate_every),
+    ):
+        if value < 0:
+            raise UserError(f"{name}={value} must be at least 0 (0: only at the end)")

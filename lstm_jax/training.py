@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lstm_jax import checkpoints, reporting, workdirs
 from lstm_jax.cells import Params
-from lstm_jax.config import Config
+from lstm_jax.config import Config, check_config
 from lstm_jax.errors import UserError
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.tasks import Examples, Sums, Task
@@ -194,12 +194,14 @@ def fit(
     Raises:
       UserError: the config is no use, or `workdir` holds another run.
     """
-    _check_config(config, task)
+    check_config(config)
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     keys = make_keys(config.seed)
     fresh = jax.jit(functools.partial(init_state, task, optimizer))
-    workdirs.claim(workdir, config, {**task.files, "summary.txt": task.summary})
+    abstract = jax.eval_shape(fresh, keys)
+    _check_best(config.checkpoint.best, task, abstract.sums)
+    workdirs.claim(workdir, config, {**task.files, workdirs.SUMMARY_FILE: task.summary})
     print(task.summary, flush=True)
     best = config.checkpoint.best or None
     with checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best) as manager:
@@ -210,9 +212,7 @@ def fit(
                 params = workdirs.matching_params(init_from, state.params)
                 state = state._replace(params=params)
         else:
-            state, meta = checkpoints.restore(
-                manager, step, jax.eval_shape(fresh, keys)
-            )
+            state, meta = checkpoints.restore(manager, step, abstract)
             seconds = meta["seconds"]
         if int(state.step) < config.num_steps:
             _train(config, task, optimizer, keys, workdir, manager, state, seconds)
@@ -256,17 +256,21 @@ def _train(
         reporting.add_row(out, row)
         return {f"{split}_{name}": value for name, value in means.items()}
 
-    late = None  # the row whose numbers the device may still be computing
+    late: tuple[int, Sums] | None = None  # a row that the device may still compute
+
+    def add_late_row() -> None:
+        nonlocal late
+        if late is not None:
+            add_row("train", *late)
+            late = None
+
     try:
         while step < config.num_steps:
             stop = min(_next_stop(step, period) for period in periods if period)
             stop = min(stop, config.num_steps)
             state = run(state, examples, jnp.int32(stop - step))
             step, last = stop, stop == config.num_steps
-            # Only now, with the next steps under way, read the row before them.
-            if late is not None:
-                add_row("train", *late)
-                late = None
+            add_late_row()  # only now, with the next steps under way
             if last or step % report.every == 0:
                 late = (step, state.sums)
                 state = state._replace(sums=zeros(state.sums))
@@ -274,9 +278,8 @@ def _train(
             measured = last or _is_due(step, report.evaluate_every)
             saved = last or _is_due(step, config.checkpoint.every)
             saved = saved or (measured and bool(config.checkpoint.best))
-            if late is not None and (sampled or measured or saved):
-                add_row("train", *late)
-                late = None
+            if sampled or measured or saved:
+                add_late_row()
             if sampled and task.sample is not None:
                 reporting.say(
                     out, task.sample(state.params, peek(state.step, examples))
@@ -319,24 +322,11 @@ def _is_due(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _check_config(config: Config, task: Task) -> None:
-    for name, value in (
-        ("batch_size", config.batch_size),
-        ("num_steps", config.num_steps),
-        ("checkpoint.keep", config.checkpoint.keep),
-        ("report.every", config.report.every),
-    ):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    for name, value in (
-        ("checkpoint.every", config.checkpoint.every),
-        ("report.evaluate_every", config.report.evaluate_every),
-    ):
-        if value < 0:
-            raise UserError(f"{name}={value} must be at least 0 (0: only at the end)")
-    best = config.checkpoint.best
-    if best and best.partition("_")[0] not in task.splits:
+def _check_best(best: str, task: Task, sums: Any) -> None:
+    metrics = [name for name in sums if name != "count"]
+    known = [f"{split}_{name}" for split in task.splits for name in metrics]
+    if best and best not in known:
         raise UserError(
-            f"checkpoint.best={best!r} names no evaluated split: choose one of "
-            + ", ".join(f"{split}_loss, {split}_accuracy" for split in task.splits)
+            f"checkpoint.best={best!r} is never evaluated: choose one of "
+            f"{', '.join(known)}"
         )

@@ -14,6 +14,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
 CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.txt"
 # What may differ when a run goes on: it changes no update.
 FREE = ("report.", "checkpoint.")
 
@@ -40,7 +41,8 @@ def claim(workdir: Path, config: Config, files: dict[str, str]) -> None:
                 f"{'; '.join(differing)}: {other}"
             )
         for name, content in files.items():
-            if name != "summary.txt" and (workdir / name).read_text() != content:
+            path = workdir / name
+            if name != SUMMARY_FILE and path.exists() and path.read_text() != content:
                 raise UserError(
                     f"{workdir} holds a run on other data ({name} differs): {other}"
                 )
@@ -48,11 +50,12 @@ def claim(workdir: Path, config: Config, files: dict[str, str]) -> None:
         raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_file(workdir / name, content)
-        # The config last: a folder that has one has the rest.
+        # The config first: from here on the folder is this run's, and a kill before
+        # the other files are there is mended when the run goes on.
         text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
         write_file(workdir / CONFIG_FILE, text + "\n")
+        for name, content in files.items():
+            write_file(workdir / name, content)
     except OSError as error:
         raise UserError(
             f"cannot write to {workdir} ({error.strerror}): {other}"
