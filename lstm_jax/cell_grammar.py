@@ -2,11 +2,12 @@
 
 A small grammar, read with Python's parser and never evaluated: a cell's name, or a
 call of it with keywords, whose values are numbers, True, False, None, or the name of
-an activation or a type.
+an activation or a type: each keyword has its own.
 """
 
 import ast
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,19 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "lstm": lstm,
     "gru": gru,
 }
-NAMES: dict[str, Any] = {
+ACTIVATIONS: dict[str, Any] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
     "hard_sigmoid": jax.nn.hard_sigmoid,
-    "bfloat16": jnp.bfloat16,
-    "float32": jnp.float32,
+}
+# What a keyword may be, as it is written; one that is not here takes a number.
+VALUES: dict[str, dict[str, Any]] = {
+    "activation": ACTIVATIONS,
+    "gate_activation": ACTIVATIONS,
+    "reset_after": {"True": True, "False": False},
+    "recurrent_init": {"None": None},
+    "dtype": {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "None": None},
 }
 
 
@@ -45,9 +52,10 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
       UserError: the text does not parse, or names what does not exist.
     """
     form = 'write a cell as "lstm" or "gru(reset_after=False)"'
+    text = text.strip()
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # of long texts
         raise UserError(f"model.cell={text!r} does not parse: {form}") from None
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name) or call.args:
@@ -55,15 +63,12 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
     name = call.func.id
     if name not in CELLS:
         raise UserError(f"unknown cell {name!r}: choose one of {', '.join(CELLS)}")
-    if any(word.arg is None for word in call.keywords):
-        raise UserError(f"model.cell={text!r} is no cell with keywords: {form}")
-    options = {str(word.arg): _value(word.value, text) for word in call.keywords}
+    keywords = _keywords(CELLS[name])
+    if any(word.arg not in keywords for word in call.keywords):
+        raise UserError(f"model.cell={text!r}: {name} takes {', '.join(keywords)}")
+    options = {str(word.arg): _value(word, text) for word in call.keywords}
     try:
         return CELLS[name](hidden_size, **options)
-    except TypeError:
-        raise UserError(
-            f"model.cell={text!r}: {name} takes {', '.join(_keywords(CELLS[name]))}"
-        ) from None
     except ValueError as error:
         raise UserError(f"model.cell={text!r}: {error}") from None
 
@@ -74,16 +79,19 @@ def _keywords(cell: Callable[..., Cell]) -> list[str]:
     return [word for word in [*own, "recurrent_init", "dtype"] if word != "bias_init"]
 
 
-def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Name) and node.id in NAMES:
-        return NAMES[node.id]
+def _value(word: ast.keyword, text: str) -> Any:
+    written = ast.get_source_segment(text, word.value) or ""
+    values = VALUES.get(str(word.arg))
+    if values is not None:
+        if written in values:
+            return values[written]
+        raise UserError(
+            f"model.cell={text!r}: {word.arg} is one of {', '.join(values)}"
+        )
     try:
-        value = ast.literal_eval(node)
+        number = float(written)
     except ValueError:
-        value = node
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    raise UserError(
-        f"model.cell={text!r}: {ast.unparse(node)} is neither a number, True, False "
-        f"or None, nor one of {', '.join(NAMES)}"
-    )
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"model.cell={text!r}: {word.arg} is a number")
+    return number

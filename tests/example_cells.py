@@ -188,9 +188,9 @@ def all_noise() -> lj.Cell:
     def noise(key: Array, params: Params, batch: int, time: int) -> lj.Noise:
         shared, sequence, step = jax.random.split(key, 3)
         return lj.Noise(
-            jax.random.normal(shared, params["recurrent_kernel"].shape),
-            jax.random.normal(sequence, (batch, HIDDEN)),
-            jax.random.normal(step, (batch, time, HIDDEN)),
+            jax.random.uniform(shared, params["recurrent_kernel"].shape),
+            jax.random.uniform(sequence, (batch, HIDDEN)),
+            jax.random.uniform(step, (batch, time, HIDDEN)),
         )
 
     def init_extra(key: Array, input_size: int) -> Params:
@@ -277,9 +277,20 @@ INVENTED = {
 }
 CELLS = BUILT_IN | INVENTED | {"gru_before": lj.gru(HIDDEN, reset_after=False)}
 
-# Every implementation of every built-in cell.
-RUNS = [(name, way) for name in BUILT_IN for way in ("autodiff", "fused")]
-RUNS.append(("gru_before", "autodiff"))
+# (cell, implementation, reverse): both implementations in both directions, all
+# built-in cells, and one whose initial carry is not zero.
+RUNS = [
+    ("lstm", "autodiff", False),
+    ("lstm", "fused", True),
+    ("gru", "autodiff", True),
+    ("gru", "fused", False),
+    ("simple_rnn", "autodiff", False),
+    ("simple_rnn", "fused", True),
+    ("gru_before", "autodiff", False),
+    ("gru_before", "autodiff", True),
+    ("learned_initial", "autodiff", True),
+    ("learned_initial", "fused", False),
+]
 
 
 def random_params(cell: lj.Cell, seed: int = 0) -> Params:
@@ -297,3 +308,13 @@ def random_carry(cell: lj.Cell, params: Params, batch: int, seed: int = 1) -> An
         lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype),
         cell.initial_carry(params, batch),
     )
+
+
+def random_xs(batch: int, time: int, seed: int = 2) -> Array:
+    shape = (batch, time, INPUT)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def noise_key(seed: int) -> Array:
+    """A key of the generator that compiles fast."""
+    return jax.random.key(seed, impl="rbg")

@@ -1,0 +1,124 @@
+"""Types: of products, carry, outputs, inputs and gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_cells import HIDDEN, random_params, random_xs
+from reference import assert_close, assert_same_bits, outputs_and_gradients
+
+import lstm_jax as lj
+
+pytestmark = pytest.mark.usefixtures("strict", "x64")
+
+BATCH, TIME = 3, 22
+
+MAKERS = {
+    "lstm": lj.lstm,
+    "gru": lj.gru,
+    "simple_rnn": lj.simple_rnn,
+    "gru_before": lambda size, **options: lj.gru(size, reset_after=False, **options),
+}
+WAYS = [
+    *[(name, way) for name in ("lstm", "gru") for way in ("autodiff", "fused")],
+    ("simple_rnn", "fused"),
+    ("gru_before", "autodiff"),
+]
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda a: a.astype(dtype), tree)
+
+
+@pytest.mark.parametrize(("name", "implementation"), WAYS)
+def test_bfloat16_products_lie_near_float64(name: str, implementation: str) -> None:
+    cell = MAKERS[name](HIDDEN, dtype=jnp.bfloat16)
+    params = cast(random_params(cell), jnp.float32)
+    xs = cast(random_xs(BATCH, TIME), jnp.float32)
+    actual = outputs_and_gradients(cell, params, xs, implementation=implementation)
+    expected = outputs_and_gradients(
+        MAKERS[name](HIDDEN),
+        cast(params, jnp.float64),
+        cast(xs, jnp.float64),
+        implementation=implementation,
+    )
+    differences = []
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        difference = np.max(np.abs(a - b)) / np.max(np.abs(b))
+        assert difference < 2e-2
+        differences.append(difference)
+    assert max(differences) > 1e-4  # the products are in bfloat16
+
+
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+def test_products_accumulate_in_the_parameters_type(implementation: str) -> None:
+    """Operands that bfloat16 represents exactly give exact products."""
+    size, inputs = 1, 512
+    cell = lj.simple_rnn(size, activation=lambda x: x, dtype=jnp.bfloat16)
+    params = {
+        "kernel": jnp.ones((inputs, size), jnp.float32),
+        "recurrent_kernel": jnp.zeros((size, size), jnp.float32),
+        "bias": jnp.zeros(size, jnp.float32),
+    }
+    xs = jnp.ones((1, 1, inputs), jnp.float32).at[..., 0].set(2)
+    _, ys = lj.unroll(cell, params, xs, implementation=implementation)
+    assert float(ys[0, 0, 0]) == 513  # in bfloat16, 512 or 516
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+def test_gradients_have_the_type_of_what_they_belong_to(
+    product_dtype: Any, implementation: str, dtype: Any
+) -> None:
+    cell = lj.simple_rnn(HIDDEN, dtype=product_dtype)
+    params = cast(random_params(cell), jnp.float32)
+    xs = cast(random_xs(BATCH, TIME), dtype)
+    mask = jnp.asarray(np.random.default_rng(0).random((BATCH, TIME)) < 0.7)
+    outputs, (dparams, dxs, _) = outputs_and_gradients(
+        cell, params, xs, implementation=implementation, mask=mask
+    )
+    expected, (expected_dparams, expected_dxs, _) = outputs_and_gradients(
+        cell, params, cast(xs, jnp.float32), implementation=implementation, mask=mask
+    )
+    assert dxs.dtype == dtype
+    tolerance = 1e-6 if product_dtype is None else 2e-2
+    assert_close((outputs, dparams), (expected, expected_dparams), tolerance)
+    error = np.abs(cast(dxs, jnp.float32) - expected_dxs)
+    assert np.max(error) < 2e-2 * np.max(np.abs(expected_dxs))
+
+
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_everything_has_the_parameters_type(dtype: Any, implementation: str) -> None:
+    cell = lj.lstm(HIDDEN)
+    params = cast(random_params(cell), dtype)
+    xs = cast(random_xs(BATCH, TIME), jnp.float32)
+    outputs, (dparams, dxs, _) = outputs_and_gradients(
+        cell, params, xs, implementation=implementation, return_carries=True
+    )
+    assert {a.dtype for a in jax.tree.leaves((outputs, dparams))} == {jnp.dtype(dtype)}
+    assert dxs.dtype == jnp.float32
+    wide = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    expected, _ = outputs_and_gradients(
+        cell, wide, cast(xs, jnp.float64), implementation=implementation
+    )
+    tolerance = 5e-2 if dtype == jnp.bfloat16 else 1e-5
+    assert_close(cast(outputs[:2], jnp.float64), expected, tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool])
+def test_integer_inputs(dtype: Any, implementation: str) -> None:
+    cell = lj.simple_rnn(HIDDEN)
+    params = random_params(cell)
+    xs = cast(5 * jnp.abs(random_xs(BATCH, 3)), dtype)
+    actual = lj.unroll(cell, params, xs, implementation=implementation)
+    expected = lj.unroll(
+        cell, params, cast(xs, jnp.float64), implementation=implementation
+    )
+    assert_same_bits(actual, expected)
+    assert np.all(np.abs(np.asarray(actual[1])) > 0)

@@ -1,0 +1,198 @@
+"""Tests of lstm_jax.optimizers against the equations of Keras, TF1 and the papers."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lstm_jax.config import base_config
+from lstm_jax.errors import UserError
+from lstm_jax.optimizers import learning_rate, make_optimizer
+
+RATE = 0.1
+
+
+def group(name="adam", **fields):
+    """The config's group `optimizer`."""
+    config = base_config().optimizer
+    config.update({"name": name, "learning_rate": RATE, **fields})
+    return config
+
+
+def draw(seed, shape=(6, 2, 3)):
+    """Gradients of several steps, some of them tiny, where epsilon matters."""
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=shape)
+    gradients[:, 0] *= 1e-7
+    gradients[:, 1, 0] = 0
+    return gradients
+
+
+def path(optimizer, gradients, params):
+    """The parameters after each step."""
+    params = {"w": jnp.asarray(params, jnp.float32)}
+    state = optimizer.init(params)
+    visited = []
+    for gradient in gradients:
+        gradient = {"w": jnp.asarray(gradient, jnp.float32)}
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        visited.append(np.asarray(params["w"]))
+    return np.array(visited)
+
+
+def adam(w, gradients, epsilon, weight_decay=0.0):
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        w = w - RATE * (m_hat / (np.sqrt(v_hat) + epsilon) + weight_decay * w)
+        yield w
+
+
+def rmsprop(w, gradients, epsilon, mean_square, momentum=0.0):
+    v, moved = np.full_like(w, mean_square), np.zeros_like(w)
+    for g in gradients:
+        v = 0.9 * v + 0.1 * g**2
+        moved = momentum * moved + RATE * g / np.sqrt(v + epsilon)
+        w = w - moved
+        yield w
+
+
+def sgd(w, gradients, momentum=0.0):
+    moved = np.zeros_like(w)
+    for g in gradients:
+        moved = momentum * moved - RATE * g
+        w = w + moved
+        yield w
+
+
+@pytest.mark.parametrize(
+    ("config", "equations"),
+    [
+        (group("adam"), lambda w, g: adam(w, g, 1e-7)),
+        (group("adam", epsilon=1e-3), lambda w, g: adam(w, g, 1e-3)),
+        (
+            group("adamw", weight_decay=0.2),
+            lambda w, g: adam(w, g, 1e-7, weight_decay=0.2),
+        ),
+        (group("rmsprop"), lambda w, g: rmsprop(w, g, 1e-7, 0.0)),
+        (group("rmsprop", epsilon=1e-3), lambda w, g: rmsprop(w, g, 1e-3, 0.0)),
+        (group("rmsprop", momentum=0.8), lambda w, g: rmsprop(w, g, 1e-7, 0.0, 0.8)),
+        # TF1's epsilon is fixed: the config's is for the others.
+        (
+            group("rmsprop_tf1", epsilon=1e-3),
+            lambda w, g: rmsprop(w, g, 1e-10, 1.0),
+        ),
+        (
+            group("rmsprop_tf1", momentum=0.8),
+            lambda w, g: rmsprop(w, g, 1e-10, 1.0, 0.8),
+        ),
+        (group("sgd"), lambda w, g: sgd(w, g)),
+        (group("sgd", momentum=0.8), lambda w, g: sgd(w, g, 0.8)),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
+def test_updates_follow_the_equations(config, equations):
+    w = np.random.default_rng(1).normal(size=(2, 3))
+    gradients = draw(2)
+    got = path(make_optimizer(config, 100), gradients, w)
+    want = np.array(list(equations(w, gradients)))
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+
+
+def test_keras_rmsprop_in_numbers():
+    # v = 0.1 * 0.01; step = 0.1 * 0.1 / sqrt(0.001 + 1e-7)
+    got = path(make_optimizer(group("rmsprop"), 9), [[0.1]], [1.0])
+    np.testing.assert_allclose(got, [[1 - 0.3162119672]], rtol=1e-6)
+    # Where the gradient is tiny, an epsilon outside the root would give twice as much.
+    tiny = path(make_optimizer(group("rmsprop"), 9), [[1e-6]], [0.0])
+    np.testing.assert_allclose(tiny, [[-0.1 * 1e-6 / np.sqrt(1e-13 + 1e-7)]], rtol=1e-5)
+
+
+def test_tf1_rmsprop_in_numbers():
+    # v = 0.9 * 1 + 0.1 * 4; step = 0.1 * 2 / sqrt(1.3)
+    got = path(make_optimizer(group("rmsprop_tf1"), 9), [[2.0]], [1.0])
+    np.testing.assert_allclose(got, [[1 - 0.1754116039]], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_at_zero_gradient():
+    w = np.array([[2.0, -3.0]])
+    config = group("adamw", weight_decay=0.5)
+    got = path(make_optimizer(config, 9), np.zeros((3, 1, 2)), w)
+    want = [w * 0.95, w * 0.95**2, w * 0.95**3]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    still = path(make_optimizer(group("adam"), 9), np.zeros((3, 1, 2)), w)
+    np.testing.assert_array_equal(still, np.broadcast_to(w, (3, 1, 2)))
+
+
+def test_clipping_is_by_the_norm_of_all_leaves():
+    config = group("sgd", clip_norm=6.5, learning_rate=1.0)
+    optimizer = make_optimizer(config, 9)
+    params = {"a": jnp.zeros(2), "b": {"c": jnp.zeros(1)}}
+    state = optimizer.init(params)
+    # The norm of (3, 4, 12) is 13: halved.
+    gradient = {"a": jnp.array([3.0, 4.0]), "b": {"c": jnp.array([12.0])}}
+    updates, state = optimizer.update(gradient, state, params)
+    np.testing.assert_allclose(updates["a"], [-1.5, -2], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"]["c"], [-6], rtol=1e-6)
+    # The norm of (0.3, 0.4, 1.2) is less: as it is.
+    gradient = {"a": jnp.array([0.3, 0.4]), "b": {"c": jnp.array([1.2])}}
+    updates, _ = optimizer.update(gradient, state, params)
+    np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"]["c"], [-1.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "table"),
+    [
+        ({}, {0: 0.1, 1: 0.1, 100: 0.1, 1000: 0.1}),
+        ({"warmup_steps": 4}, {0: 0, 1: 0.025, 2: 0.05, 4: 0.1, 5: 0.1, 100: 0.1}),
+        (
+            {"schedule": "cosine"},
+            {0: 0.1, 25: 0.05 * (1 + 0.5**0.5), 50: 0.05, 100: 0, 101: 0},
+        ),
+        (
+            {"schedule": "cosine", "warmup_steps": 20},
+            {0: 0, 10: 0.05, 19: 0.095, 20: 0.1, 40: 0.05 * (1 + 0.5**0.5), 60: 0.05}
+            | {80: 0.05 * (1 - 0.5**0.5), 100: 0},
+        ),
+    ],
+    ids=["constant", "warm-up", "cosine", "warm-up and cosine"],
+)
+def test_schedule(fields, table):
+    schedule = learning_rate(group(**fields), 100)
+    got = [float(schedule(jnp.int32(step))) for step in table]
+    np.testing.assert_allclose(got, list(table.values()), rtol=1e-6, atol=1e-8)
+    # What the optimizer does at its n-th update, on the way to these steps.
+    gradients = np.ones((101, 1))
+    moves = -np.diff(
+        path(make_optimizer(group("sgd", **fields), 100), gradients, [0.0]),
+        axis=0,
+        prepend=0,
+    )
+    within = {step: rate for step, rate in table.items() if step <= 100}
+    np.testing.assert_allclose(
+        moves[list(within), 0], list(within.values()), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adma"}, r"unknown optimizer.name 'adma': choose one of adam, adamw"),
+        ({"schedule": "linear"}, "unknown optimizer.schedule 'linear': choose constant"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate=-1.0 must be at least 0"),
+        ({"learning_rate": float("nan")}, "optimizer.learning_rate=nan must be"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be at least 0"),
+        ({"momentum": -1.0}, "optimizer.momentum=-1.0 must be at least 0"),
+        ({"weight_decay": -1.0}, "optimizer.weight_decay=-1.0 must be at least 0"),
+        ({"epsilon": -1.0}, "optimizer.epsilon=-1.0 must be at least 0"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be at least 0 and less"),
+        ({"warmup_steps": 10}, "warmup_steps=10 must .* number of steps, 10$"),
+    ],
+)
+def test_values_that_are_no_use(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(group(**fields), 10)
