@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.dtypes import float0
 from jaxtyping import Array, Float, PyTree
 
 from lstm_jax.cells import Fused, Noise, Params, extras_of, product
@@ -134,9 +136,13 @@ def fused_unroll(
             dx, dh = pull_products(dz, now.x, carry.h, drawn)
             dcarry = dcarry._replace(h=dcarry.h + dh)
             if now.reset is not None:
-                zeros = jax.tree.map(jnp.zeros_like, dcarry)
-                dinitial = _add(dinitial, where_rows(now.reset, dcarry, zeros))
-                dcarry = where_rows(now.reset, zeros, dcarry)
+                lost = _cotangents(
+                    lambda d: where_rows(now.reset, d, jnp.zeros_like(d)), dcarry
+                )
+                dinitial = _add(dinitial, lost)
+                dcarry = _cotangents(
+                    lambda d: where_rows(now.reset, jnp.zeros_like(d), d), dcarry
+                )
             return (dcarry, dinitial, _add(dextras, dextra)), (dx, dz)
 
         def pull_products(
@@ -158,7 +164,7 @@ def fused_unroll(
             return (rest, gradient), masked(inputs._replace(x=dxs)).x
 
         dcarry, douts = cotangents
-        zeros = jax.tree.map(jnp.zeros_like, (initial, extras_of(params), params))
+        zeros = jax.tree.map(_zero_cotangent, (initial, extras_of(params), params))
         totals = ((dcarry, *zeros[:2]), zeros[2])
         totals, dxs = _scan_chunks(
             chunk, totals, (inputs, saved, douts), reverse=not reverse
@@ -226,7 +232,20 @@ def where_rows(rows: Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _add(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, a, b)
+    return _cotangents(jnp.add, a, b)
+
+
+def _cotangents(function: Callable[..., Array], *trees: PyTree) -> PyTree:
+    """Maps over cotangents, except those of integers: they are float0, and empty."""
+    return jax.tree.map(
+        lambda a, *rest: a if a.dtype == float0 else function(a, *rest), *trees
+    )
+
+
+def _zero_cotangent(primal: Array) -> Array | np.ndarray:
+    if jnp.issubdtype(primal.dtype, jnp.inexact):
+        return jnp.zeros_like(primal)
+    return np.zeros(primal.shape, float0)
 
 
 def _scan_chunks(

@@ -1,5 +1,6 @@
 """A trained run answers: continuing text."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +77,8 @@ def check_sampling(sampling: Sampling) -> None:
         ("temperature", sampling.temperature, 0),
         ("top_k", sampling.top_k, 0),
     ):
-        if not value >= least:
-            raise UserError(f"--{name}={value} must be at least {least}")
+        if not least <= value < math.inf:
+            raise UserError(f"--{name}={value} must be finite and at least {least}")
 
 
 def continue_text(run: NextWord, text: str, sampling: Sampling) -> str:

@@ -3,7 +3,10 @@
 import os
 from collections.abc import Iterator
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported; subprocesses inherit it
+# Before jax is imported; subprocesses inherit it. Most of a test's time is compilation
+# of a program that runs for milliseconds.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import jaxtyping

@@ -15,11 +15,13 @@ pytestmark = pytest.mark.usefixtures("strict")
 GATES = {"simple_rnn": 1, "lstm": 4, "gru": 3, "gru_before": 3}
 
 
+UNITS, INPUTS = 12, 40  # enough to see a distribution
+
+
 def make(name: str, **options: Any) -> lj.Cell:
-    """A built-in cell with enough units to see a distribution."""
     if name == "gru_before":
-        return lj.gru(12, reset_after=False, **options)
-    return getattr(lj, name)(12, **options)
+        return lj.gru(UNITS, reset_after=False, **options)
+    return getattr(lj, name)(UNITS, **options)
 
 
 def glorot_bound(inputs: int, outputs: int) -> float:
@@ -27,50 +29,47 @@ def glorot_bound(inputs: int, outputs: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "num_gates"), GATES.items())
-def test_kernel_is_glorot_uniform_over_all_gates(name: str, num_gates: int) -> None:
-    kernel = make(name).init(jax.random.key(0), 40)["kernel"]
-    assert kernel.shape == (40, num_gates * 12)
-    bound = glorot_bound(40, num_gates * 12)
-    assert 0.98 * bound < float(jnp.max(jnp.abs(kernel))) <= bound
+def test_default_initialisers(name: str, num_gates: int) -> None:
+    """Over all gates at once: Glorot-uniform, orthogonal, and zero biases."""
+    params = make(name).init(jax.random.key(0), INPUTS)
+    width = num_gates * UNITS
+    biases = ["bias", "recurrent_bias"] if name == "gru" else ["bias"]
+    assert sorted(params) == sorted(["kernel", "recurrent_kernel", *biases])
+
+    kernel = np.asarray(params["kernel"])
+    assert kernel.shape == (INPUTS, width)
+    bound = glorot_bound(INPUTS, width)
+    assert 0.98 * bound < np.max(np.abs(kernel)) <= bound
     # A uniform variable's standard deviation.
-    np.testing.assert_allclose(jnp.std(kernel), bound / np.sqrt(3), rtol=0.1)
+    np.testing.assert_allclose(np.std(kernel), bound / np.sqrt(3), rtol=0.1)
 
+    kernel = np.asarray(params["recurrent_kernel"])
+    assert kernel.shape == (UNITS, width)
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(UNITS), atol=1e-5)
 
-@pytest.mark.parametrize(("name", "num_gates"), GATES.items())
-def test_recurrent_kernel_is_orthogonal_over_all_gates(
-    name: str, num_gates: int
-) -> None:
-    kernel = make(name).init(jax.random.key(1), 5)["recurrent_kernel"]
-    assert kernel.shape == (12, num_gates * 12)
-    np.testing.assert_allclose(kernel @ kernel.T, np.eye(12), atol=1e-5)
+    for bias in biases:
+        zeros = np.zeros(width)
+        if name == "lstm":
+            zeros[UNITS : 2 * UNITS] = 1  # forget_bias
+        np.testing.assert_array_equal(params[bias], zeros)
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_kernels_are_drawn_from_different_keys(name: str) -> None:
     uniform = jax.nn.initializers.uniform()
     cell = make(name, kernel_init=uniform, recurrent_init=uniform)
-    params = cell.init(jax.random.key(2), 12)
+    params = cell.init(jax.random.key(2), UNITS)
     assert params["kernel"].shape == params["recurrent_kernel"].shape
-    assert float(jnp.mean(params["kernel"] == params["recurrent_kernel"])) < 0.1
-    other = cell.init(jax.random.key(3), 12)
-    assert float(jnp.mean(params["kernel"] == other["kernel"])) < 0.1
-
-
-@pytest.mark.parametrize(("name", "num_gates"), GATES.items())
-def test_biases_start_at_zero(name: str, num_gates: int) -> None:
-    params = make(name, **({"forget_bias": 0.0} if name == "lstm" else {})).init(
-        jax.random.key(0), 5
-    )
-    biases = ["bias", "recurrent_bias"] if name == "gru" else ["bias"]
-    assert sorted(params) == sorted(["kernel", "recurrent_kernel", *biases])
-    for bias in biases:
-        np.testing.assert_array_equal(params[bias], np.zeros(num_gates * 12))
+    assert np.mean(params["kernel"] == params["recurrent_kernel"]) < 0.1
+    other = cell.init(jax.random.key(3), UNITS)
+    assert np.mean(params["kernel"] == other["kernel"]) < 0.1
 
 
 @pytest.mark.parametrize("forget_bias", [1.0, -0.5])
 def test_forget_bias_is_the_second_block(forget_bias: float) -> None:
     options = {} if forget_bias == 1.0 else {"forget_bias": forget_bias}
-    cell = lj.lstm(3, bias_init=jax.nn.initializers.constant(0.25), **options)
+    constant = jax.nn.initializers.constant(0.25)
+    cell = lj.lstm(3, bias_init=constant, recurrent_init=None, **options)
     bias = cell.init(jax.random.key(0), 2)["bias"]
     rest = [0.25] * 3
     np.testing.assert_array_equal(bias, [*rest, *[forget_bias] * 3, *rest, *rest])
@@ -95,14 +94,13 @@ def test_one_draw_for_both_kernels(name: str) -> None:
         return jax.nn.initializers.glorot_uniform()(key, shape)
 
     cell = make(name, kernel_init=init, recurrent_init=None)
-    params = cell.init(jax.random.key(0), 30)
-    width = GATES[name] * 12
-    assert seen == [(42, width)]
-    bound = glorot_bound(42, width)
-    for kernel, rows in (("kernel", 30), ("recurrent_kernel", 12)):
+    params = cell.init(jax.random.key(0), INPUTS)
+    width = GATES[name] * UNITS
+    assert seen == [(INPUTS + UNITS, width)]
+    bound = glorot_bound(INPUTS + UNITS, width)
+    for kernel, rows in (("kernel", INPUTS), ("recurrent_kernel", UNITS)):
         assert params[kernel].shape == (rows, width)
-        largest = float(jnp.max(jnp.abs(params[kernel])))
-        assert 0.97 * bound < largest <= bound
+        assert 0.97 * bound < np.max(np.abs(params[kernel])) <= bound
 
 
 def test_initialisers_see_their_shapes() -> None:
@@ -131,7 +129,11 @@ def test_an_extra_named_like_a_kernel_is_an_error(clash: str) -> None:
         return carry, carry.h
 
     cell = lj.gated(
-        4, 1, gates, init_extra=lambda key, input_size: {clash: jnp.zeros(4)}
+        4,
+        1,
+        gates,
+        init_extra=lambda key, input_size: {clash: jnp.zeros(4)},
+        recurrent_init=None,
     )
     with pytest.raises(ValueError, match=f"'{clash}'"):
         cell.init(jax.random.key(0), 3)

@@ -13,7 +13,7 @@ import lstm_jax as lj
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
 
-BATCH, TIME = 3, 22
+BATCH, TIME = 3, 20
 
 MAKERS = {
     "lstm": lj.lstm,
@@ -47,7 +47,8 @@ def test_bfloat16_products_lie_near_float64(name: str, implementation: str) -> N
     differences = []
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == jnp.float32
-        difference = np.max(np.abs(a - b)) / np.max(np.abs(b))
+        difference = np.max(np.abs(np.asarray(a) - np.asarray(b)))
+        difference /= np.max(np.abs(b))
         assert difference < 2e-2
         differences.append(difference)
     assert max(differences) > 1e-4  # the products are in bfloat16
@@ -68,9 +69,11 @@ def test_products_accumulate_in_the_parameters_type(implementation: str) -> None
     assert float(ys[0, 0, 0]) == 513  # in bfloat16, 512 or 516
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])
-@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("product_dtype", "dtype"),
+    [(None, jnp.float16), (jnp.bfloat16, jnp.bfloat16), (None, jnp.float64)],
+)
 def test_gradients_have_the_type_of_what_they_belong_to(
     product_dtype: Any, implementation: str, dtype: Any
 ) -> None:
@@ -87,27 +90,24 @@ def test_gradients_have_the_type_of_what_they_belong_to(
     assert dxs.dtype == dtype
     tolerance = 1e-6 if product_dtype is None else 2e-2
     assert_close((outputs, dparams), (expected, expected_dparams), tolerance)
-    error = np.abs(cast(dxs, jnp.float32) - expected_dxs)
+    error = np.abs(np.asarray(cast(dxs, jnp.float32) - expected_dxs))
     assert np.max(error) < 2e-2 * np.max(np.abs(expected_dxs))
 
 
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_everything_has_the_parameters_type(dtype: Any, implementation: str) -> None:
+def test_everything_has_the_parameters_type(implementation: str) -> None:
     cell = lj.lstm(HIDDEN)
-    params = cast(random_params(cell), dtype)
+    params = cast(random_params(cell), jnp.bfloat16)
     xs = cast(random_xs(BATCH, TIME), jnp.float32)
     outputs, (dparams, dxs, _) = outputs_and_gradients(
-        cell, params, xs, implementation=implementation, return_carries=True
+        cell, params, xs, implementation=implementation
     )
-    assert {a.dtype for a in jax.tree.leaves((outputs, dparams))} == {jnp.dtype(dtype)}
+    types = {leaf.dtype for leaf in jax.tree.leaves((outputs, dparams))}
+    assert types == {jnp.dtype(jnp.bfloat16)}
     assert dxs.dtype == jnp.float32
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), params)
-    expected, _ = outputs_and_gradients(
-        cell, wide, cast(xs, jnp.float64), implementation=implementation
-    )
-    tolerance = 5e-2 if dtype == jnp.bfloat16 else 1e-5
-    assert_close(cast(outputs[:2], jnp.float64), expected, tolerance)
+    wide = cast(params, jnp.float64)
+    expected = lj.unroll(cell, wide, cast(xs, jnp.float64))
+    assert_close(cast(outputs, jnp.float64), expected, 5e-2)
 
 
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])

@@ -274,6 +274,17 @@ def test_run_on_another_text_of_the_same_name_is_refused(
     assert hashes(workdir) == before
 
 
+def test_start_killed_after_the_config_is_mended(
+    finished: tuple[ConfigDict, Path], tmp_path: Path
+) -> None:
+    config, workdir = finished
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    training.fit(config, make_task(config), tmp_path)
+    for name in ("vocabulary.json", "summary.txt", "config.json"):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+    assert rows_of(tmp_path, "train", "windows") == rows_of(workdir, "train", "windows")
+
+
 def test_longer_run_under_a_cosine_is_refused(tmp_path: Path) -> None:
     config = toy_config(**{"optimizer.schedule": "cosine", "num_steps": 3})
     workdirs.claim(tmp_path, config, {})
@@ -380,35 +391,34 @@ def test_best_checkpoint_outlives_worse_ones(tmp_path: Path) -> None:
 def test_init_from_takes_what_matches_and_names_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = (lj.simple_rnn(4),)
-    training.fit(toy_config(num_steps=5), toy_task(cells=cells), tmp_path / "first")
-    theirs = workdirs.load_params(tmp_path / "first", 5)
-    # A rate of zero: after a step, the parameters are those it began with.
-    config = toy_config(**{"num_steps": 1, "seed": 1, "optimizer.learning_rate": 0.0})
-    other = toy_task(cells=cells, num_classes=5)
+    # A rate of zero: the parameters of a checkpoint are those that the run began with.
+    config = toy_config(**{"num_steps": 1, "optimizer.learning_rate": 0.0})
+    task, other = (
+        toy_task(cells=(lj.simple_rnn(4),), num_classes=classes) for classes in (3, 5)
+    )
+    training.fit(config, task, tmp_path / "first")
+    theirs = workdirs.load_params(tmp_path / "first", 1)
+
+    config.seed = 1
+    own = jax.jit(other.init)(training.make_keys(1).init)
     capsys.readouterr()
     training.fit(config, other, tmp_path / "second", tmp_path / "first")
-    lines = capsys.readouterr().out.splitlines()[-2:]
-    assert lines == [
-        f"parameters taken from step 5 of {tmp_path / 'first'}",
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"parameters taken from step 1 of {tmp_path / 'first'}",
         "not there in this shape, begun anew: head/bias, head/kernel",
     ]
     taken = workdirs.load_params(tmp_path / "second", 1)
     assert_same_bits(taken["recurrent"], theirs["recurrent"])
-    own = jax.jit(other.init)(training.make_keys(1).init)
     assert_same_bits(taken["head"], own["head"])
-    assert (taken["recurrent"]["layer_0"]["cell"]["kernel"]).tolist() != (
-        own["recurrent"]["layer_0"]["cell"]["kernel"]
-    ).tolist()
+    kernels = [p["recurrent"]["layer_0"]["cell"]["kernel"] for p in (taken, own)]
+    assert (kernels[0] != kernels[1]).all()
 
     # All match: nothing is named. A run that goes on keeps its own.
-    config.seed = 2
-    same = toy_task(cells=cells)
-    training.fit(config, same, tmp_path / "third", tmp_path / "first")
+    training.fit(config, task, tmp_path / "third", tmp_path / "first")
     assert "begun anew" not in capsys.readouterr().out
     assert_same_bits(workdirs.load_params(tmp_path / "third", 1), theirs)
     config.num_steps = 2
-    training.fit(config, same, tmp_path / "third", tmp_path / "second")
+    training.fit(config, task, tmp_path / "third", tmp_path / "second")
     assert "parameters taken" not in capsys.readouterr().out
     assert_same_bits(workdirs.load_params(tmp_path / "third", 2), theirs)
 

@@ -1,5 +1,7 @@
 """Tests of lstm_jax.data.text."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -8,7 +10,7 @@ from lstm_jax.data.text import build_vocabulary, decode, encode, read_text, spli
 from lstm_jax.errors import UserError
 
 
-def test_fable_has_the_tutorials_counts():
+def test_fable_has_the_tutorials_counts() -> None:
     words = split_words(read_text("fable.txt"))
     vocabulary = build_vocabulary(words)
     assert len(words) == 203
@@ -27,7 +29,7 @@ def test_fable_has_the_tutorials_counts():
     assert counts.min() == 1
 
 
-def test_words_of_one_count_are_numbered_as_they_appear():
+def test_words_of_one_count_are_numbered_as_they_appear() -> None:
     words = read_text("fable.txt").replace(",", " , ").replace(".", " . ")
     words = words.replace("?", " ? ").split()
     ids = encode(build_vocabulary(words), words)
@@ -38,7 +40,7 @@ def test_words_of_one_count_are_numbered_as_they_appear():
     assert (np.diff(first)[same] > 0).all()
 
 
-def test_numbers_of_a_small_text():
+def test_numbers_of_a_small_text() -> None:
     words = split_words("b a c, a b! A")
     assert words == ["b", "a", "c", ",", "a", "b", "!", "A"]
     vocabulary = build_vocabulary(words)
@@ -47,7 +49,7 @@ def test_numbers_of_a_small_text():
     assert encode(vocabulary, words).tolist() == [0, 1, 2, 3, 1, 0, 4, 5]
 
 
-def test_runs_of_punctuation_and_other_alphabets_are_words():
+def test_runs_of_punctuation_and_other_alphabets_are_words() -> None:
     words = split_words("Wait... what?! It's naïve — 日本 x_1\n\t2.5")
     assert words == [
         *("Wait", "...", "what", "?!", "It", "'", "s"),
@@ -55,7 +57,7 @@ def test_runs_of_punctuation_and_other_alphabets_are_words():
     ]
 
 
-def test_round_trip():
+def test_round_trip() -> None:
     words = split_words(read_text("fable.txt"))
     vocabulary = build_vocabulary(words)
     rng = np.random.default_rng(0)
@@ -68,19 +70,21 @@ def test_round_trip():
     assert again.encode(" ".join(words)).ids == encode(vocabulary, words).tolist()
 
 
-def test_unknown_words_are_named_once_in_their_order():
+def test_unknown_words_are_named_once_in_their_order() -> None:
     vocabulary = build_vocabulary(["the", "cat", "sat"])
     with pytest.raises(UserError, match=r"^not in the vocabulary: dog, The, bat$"):
         encode(vocabulary, ["dog", "the", "The", "cat", "dog", "bat"])
 
 
-def test_vocabulary_of_one_word():
+def test_vocabulary_of_one_word() -> None:
     vocabulary = build_vocabulary(["na"] * 4)
     assert vocabulary.get_vocab_size() == 1
     assert encode(vocabulary, ["na", "na"]).tolist() == [0, 0]
 
 
-def test_a_file_goes_before_a_text_of_the_package(tmp_path, monkeypatch):
+def test_a_file_goes_before_a_text_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packaged = read_text("fable.txt")
     assert packaged.startswith("long ago, the mice had")
     monkeypatch.chdir(tmp_path)
@@ -89,7 +93,7 @@ def test_a_file_goes_before_a_text_of_the_package(tmp_path, monkeypatch):
     assert read_text(str(tmp_path / "fable.txt")) == "mine, ünïcode"
 
 
-def test_missing_file_names_the_texts_there_are(tmp_path):
+def test_missing_file_names_the_texts_there_are(tmp_path: Path) -> None:
     for path in ("nowhere.txt", str(tmp_path), str(tmp_path / "nowhere.txt")):
         with pytest.raises(UserError) as error:
             read_text(path)
@@ -99,7 +103,7 @@ def test_missing_file_names_the_texts_there_are(tmp_path):
         )
 
 
-def test_file_of_another_encoding_names_the_byte(tmp_path):
+def test_file_of_another_encoding_names_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("a café".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt is not UTF-8 \(byte 5\): convert"):

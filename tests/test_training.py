@@ -287,13 +287,13 @@ def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:
 
 def test_bits_do_not_depend_on_where_the_loop_stops(tmp_path: Path) -> None:
     states = []
-    for every, evaluate_every, checkpoint_every in ((1, 0, 0), (7, 10, 9), (50, 0, 100)):
+    for every, evaluate_every, save_every in ((1, 0, 0), (7, 10, 9), (50, 0, 100)):
         config = toy_config(num_steps=100)
         config.optimizer.clip_norm = 0.1
         config.optimizer.schedule = "cosine"
         config.report.every = every
         config.report.evaluate_every = evaluate_every
-        config.checkpoint.every = checkpoint_every
+        config.checkpoint.every = save_every
         workdir, task = tmp_path / str(every), toy_task(dropout=0.5)
         training.fit(config, task, workdir)
         states.append(saved_state(workdir, config, task))
@@ -302,32 +302,36 @@ def test_bits_do_not_depend_on_where_the_loop_stops(tmp_path: Path) -> None:
     assert_same_bits(states[2], states[0])
 
 
-def test_fit_learns_a_task_of_own_arrays(tmp_path: Path) -> None:
+def test_fit_learns_a_task_of_own_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arrays of NumPy's own types, int64 and float64, do as well."""
+    monkeypatch.chdir(tmp_path)
     inputs, labels = (np.asarray(a.tolist()) for a in toy_arrays(60))
     model = toy_model(cells=(lj.simple_rnn(4),))
     test = toy_arrays(30)
-    task = classification(model, inputs[30:], labels[30:], {"test": test})
+    task = classification(model, inputs[30:], labels[30:], {"my_test": test})
     config = toy_config(num_steps=300)
-    result = training.fit(config, task, tmp_path / "own")
-    rows = [row for row in reporting.read_metrics(tmp_path / "own") if row["split"] == "train"]
+    config.checkpoint.best = "my_test_accuracy"
+    result = lj.fit(config, task)
+    workdir = Path("checkpoints", config.task)
+    rows = [row for row in reporting.read_metrics(workdir) if row["split"] == "train"]
     assert rows[0]["loss"] > 0.9
     assert rows[-1]["loss"] < 0.15
     assert rows[-1]["accuracy"] > 0.95
-    params = workdirs.load_params(tmp_path / "own", 300)
+    params = workdirs.load_params(workdir, 300)
     losses, hits = reference(logits_of(params, test[0], model), test[1])
-    np.testing.assert_allclose(result["test_loss"], losses.mean(), rtol=1e-4)
-    np.testing.assert_allclose(result["test_accuracy"], hits.mean(), rtol=1e-6)
-    assert result["test_accuracy"] > 0.7
+    np.testing.assert_allclose(result["my_test_loss"], losses.mean(), rtol=1e-4)
+    np.testing.assert_allclose(result["my_test_accuracy"], hits.mean(), rtol=1e-6)
+    assert result["my_test_accuracy"] > 0.7
     assert list(result) == [
-        *("step", "epoch", "test_loss", "test_accuracy"),
+        *("step", "epoch", "my_test_loss", "my_test_accuracy"),
         *("best_step", "seconds", "workdir"),
     ]
-    assert (result["step"], result["epoch"]) == (300, 37.5)
-    assert result["best_step"] is None
-    assert result["workdir"] == str(tmp_path / "own")
+    assert (result["step"], result["epoch"], result["best_step"]) == (300, 37.5, 300)
+    assert result["workdir"] == str(workdir)
     assert result["seconds"] >= rows[-1]["seconds"] > 0
-    assert "Total Parameters" in (tmp_path / "own" / "summary.txt").read_text()
+    assert "Total Parameters" in (workdir / "summary.txt").read_text()
 
 
 def test_nothing_compiles_after_the_first_epoch(
@@ -376,7 +380,8 @@ def test_nothing_compiles_after_the_first_epoch(
         ("checkpoint.every", -1, r"checkpoint.every=-1 must be at least 0 \(0: only"),
         ("report.every", 0, "report.every=0 must be at least 1"),
         ("report.evaluate_every", -1, "report.evaluate_every=-1 must be at least 0"),
-        ("checkpoint.best", "test_loss", "no evaluated split: choose one of all_loss"),
+        ("checkpoint.best", "test_loss", "'test_loss' is never evaluated: choose"),
+        ("checkpoint.best", "all_f1", "choose one of all_accuracy, all_loss$"),
         ("optimizer.name", "lion", "unknown optimizer.name 'lion'"),
     ],
 )

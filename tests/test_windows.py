@@ -8,7 +8,7 @@ from lstm_jax.errors import UserError
 
 
 @pytest.mark.parametrize("size", [1, 3, 29])
-def test_windows_are_the_slices_of_the_sequence(size):
+def test_windows_are_the_slices_of_the_sequence(size: int) -> None:
     ids = np.random.default_rng(size).integers(0, 9, 30, dtype=np.int32)
     inputs, targets = windows(ids, size)
     assert inputs.shape == (30 - size, size)
@@ -19,7 +19,7 @@ def test_windows_are_the_slices_of_the_sequence(size):
         assert targets[i] == ids[i + size]
 
 
-def test_sequence_too_short_for_a_window():
+def test_sequence_too_short_for_a_window() -> None:
     for length in (0, 2, 3):
         with pytest.raises(
             UserError,
@@ -31,7 +31,7 @@ def test_sequence_too_short_for_a_window():
         windows(np.arange(4), 0)
 
 
-def test_walk_follows_the_tutorials_rule():
+def test_walk_follows_the_tutorials_rule() -> None:
     size, num_windows = 3, 200
     offsets = walk(5, num_windows, size, 20_000)
     assert offsets.dtype == np.int32
@@ -50,7 +50,7 @@ def test_walk_follows_the_tutorials_rule():
     assert (np.bincount(offsets, minlength=num_windows) > 0).all()
 
 
-def test_longer_walk_begins_with_the_shorter():
+def test_longer_walk_begins_with_the_shorter() -> None:
     long = walk(3, 50, 3, 500)
     for steps in (0, 1, 13, 499):
         assert walk(3, 50, 3, steps).tolist() == long[:steps].tolist()
@@ -58,7 +58,7 @@ def test_longer_walk_begins_with_the_shorter():
 
 
 @pytest.mark.parametrize("num_windows", [1, 2, 4, 5])
-def test_walk_of_a_tiny_text_stays_in_it(num_windows):
+def test_walk_of_a_tiny_text_stays_in_it(num_windows: int) -> None:
     offsets = walk(0, num_windows, 3, 300)
     assert (np.bincount(offsets, minlength=num_windows) > 0).all()
     assert offsets.max() == num_windows - 1
