@@ -1,10 +1,24 @@
-"""S6."""
+"""Next-word prediction on a fable, to the letter of the TensorFlow 1 tutorial.
+
+    python train.py --config=configs/fable_tf1.py
+    python train.py --config=configs/fable_tf1.py --config.model.num_layers=1 \
+        --workdir=checkpoints/fable_tf1_1
+
+Three word ids as raw floats, stacked LSTMs of 512 units, one window a step, RMSProp.
+Average accuracy of the last 1,000 of 50,000 steps, seeds 0, 1, 2:
+
+- two layers 90.2, 92.9, 88.7 % (the tutorial reports 95.20 %),
+- one layer 90.9, 90.2, 86.5 % (it reports 90.60 %).
+
+`fable_tf1_cosine` changes one setting and passes the first; `docs/next_word.md` says
+why. About five minutes on two cores; one layer two minutes.
+"""
 
 from lstm_jax.config import Config, base_config
 
 
 def get_config() -> Config:
-    """The tutorial's experiment, to the letter."""
+    """The tutorial's settings."""
     config = base_config()
     config.batch_size = 1
     config.num_steps = 50_000

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.cells import Params
-from lstm_jax.config import Config
+from lstm_jax.config import Config, check_config
 from lstm_jax.data.text import build_vocabulary, decode, encode, read_text, split_words
 from lstm_jax.data.windows import walk, windows
 from lstm_jax.errors import UserError
@@ -172,6 +172,11 @@ def next_word_model(config: Config, vocabulary: Tokenizer) -> SequenceClassifier
     for field in ("hidden_size", "num_layers"):
         if model[field] < 1:
             raise UserError(f"model.{field}={model[field]} must be at least 1")
+    if model.embedding_size < 0:
+        raise UserError(
+            f"model.embedding_size={model.embedding_size} must be at least 0 (0: a "
+            "word is fed as the one number that it is)"
+        )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout={model.dropout} must be in [0, 1)")
     inits = {
@@ -205,6 +210,7 @@ def make_task(config: Config) -> Task:
     Raises:
       UserError: there is none of that name, or its data is no use.
     """
+    check_config(config)
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
     return TASKS[config.task](config)

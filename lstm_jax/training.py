@@ -201,6 +201,8 @@ def fit(
     fresh = jax.jit(functools.partial(init_state, task, optimizer))
     abstract = jax.eval_shape(fresh, keys)
     _check_best(config.checkpoint.best, task, abstract.sums)
+    # Read before the folder is claimed: a wrong name leaves no folder behind.
+    source = None if init_from is None else workdirs.load_source(init_from, workdir)
     workdirs.claim(workdir, config, {**task.files, workdirs.SUMMARY_FILE: task.summary})
     print(task.summary, flush=True)
     best = config.checkpoint.best or None
@@ -208,8 +210,8 @@ def fit(
         step = checkpoints.latest_step(manager)
         if step is None:
             state, seconds = fresh(keys), 0.0
-            if init_from is not None:
-                params = workdirs.matching_params(init_from, state.params)
+            if source is not None:
+                params = workdirs.matching_params(source, state.params)
                 state = state._replace(params=params)
         else:
             state, meta = checkpoints.restore(manager, step, abstract)

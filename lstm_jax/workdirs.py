@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lstm_jax import checkpoints
 from lstm_jax.cells import Params
-from lstm_jax.config import Config
+from lstm_jax.config import Config, base_config
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
@@ -69,17 +69,23 @@ def read_config(workdir: str | Path) -> Config:
       UserError: the folder holds no run.
     """
     path = Path(workdir) / CONFIG_FILE
+    mend = "restore it, or train in another folder"
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
     except OSError:
         raise UserError(
             f"no run in {workdir} (no {CONFIG_FILE}): train one with "
             f"python train.py --workdir={workdir}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(
-            f"{path} is damaged: restore it, or train in another folder"
-        ) from None
+        raise UserError(f"{path} is damaged: {mend}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no config: {mend}")
+    known = _flat(fields)
+    for name in _flat(base_config().to_dict()):
+        if known.get(name) is None:
+            raise UserError(f"{path} has no field {name}: {mend}")
+    return ConfigDict(fields)
 
 
 def answering_step(workdir: str | Path, best: str | None) -> int:
@@ -121,14 +127,26 @@ def result(workdir: str | Path, best: str | None) -> dict[str, Any]:
     }
 
 
-def matching_params(workdir: str | Path, params: Params) -> Params:
-    """`params` with the entries that another run has in the same place and shape.
+def load_source(init_from: str | Path, workdir: Path) -> Params | None:
+    """The parameters that a new run in `workdir` starts from; None: it goes on.
+
+    Raises:
+      UserError: `init_from` holds no run.
+    """
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        return None
+    config = read_config(init_from)
+    step = answering_step(init_from, config.checkpoint.best or None)
+    print(f"starting from step {step} of {init_from}")
+    return load_params(init_from, step)
+
+
+def matching_params(source: Params, params: Params) -> Params:
+    """`params` with the entries that `source` has in the same place and shape.
 
     Prints what was not taken over.
     """
-    config = read_config(workdir)
-    step = answering_step(workdir, config.checkpoint.best or None)
-    theirs = dict(jax.tree_util.tree_leaves_with_path(load_params(workdir, step)))
+    theirs = dict(jax.tree_util.tree_leaves_with_path(source))
     kept = []
 
     def take(path: Any, mine: Any) -> Any:
@@ -139,7 +157,6 @@ def matching_params(workdir: str | Path, params: Params) -> Params:
         return found
 
     taken = jax.tree_util.tree_map_with_path(take, params)
-    print(f"parameters taken from step {step} of {workdir}")
     if kept:
         print(f"not there in this shape, begun anew: {', '.join(kept)}")
     return taken

@@ -150,6 +150,6 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
     paths = jax.tree_util.tree_leaves_with_path(actual)
     for (path, a), b in zip(paths, jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype, jax.tree_util.keystr(path)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), (
-            jax.tree_util.keystr(path)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(
+            path
         )

@@ -192,9 +192,7 @@ def test_steps_equal_their_equations() -> None:
         return params, x @ kernel + bias, h @ recurrent, recurrent
 
     def check(cell: lj.Cell, params: Any, carry: Any, expected: Any) -> None:
-        new, y = cell.step(
-            params, jax.tree.map(jnp.asarray, carry), jnp.asarray(x)
-        )
+        new, y = cell.step(params, jax.tree.map(jnp.asarray, carry), jnp.asarray(x))
         for actual, value in zip((*new, y), (*expected, expected[0]), strict=True):
             np.testing.assert_allclose(actual, value, rtol=1e-12, atol=1e-14)
 

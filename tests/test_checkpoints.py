@@ -240,7 +240,7 @@ def test_newer_format_is_refused(tmp_path):
             lambda: checkpoints.restore_params(manager, 1),
             lambda: checkpoints.read_meta(manager, 1),
         ):
-            with pytest.raises(UserError, match="has format 2 .* reads up to 1"):
+            with pytest.raises(UserError, match=r"has format 2 .* reads up to 1"):
                 read()
 
 

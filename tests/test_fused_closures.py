@@ -131,8 +131,8 @@ def test_closures_over_constants_are_allowed() -> None:
         params, xs = random_params(cell), random_xs(2, 4)
 
         def gradient(implementation: str, cell: Any = cell, xs: Any = xs) -> Any:
-            def total(params: Any) -> Any:
-                outputs = lj.unroll(cell, params, xs, implementation=implementation)
+            def total(trained: Any) -> Any:
+                outputs = lj.unroll(cell, trained, xs, implementation=implementation)
                 return weighted_sum(outputs)
 
             return jax.jit(jax.grad(total))

@@ -155,7 +155,7 @@ def test_forward_mode_needs_autodiff() -> None:
 
         return jax.jvp(outputs, (xs,), (jnp.ones_like(xs),))
 
-    ys, tangent = run("autodiff")
+    _, tangent = run("autodiff")
     epsilon = 1e-6
     ahead, behind = (
         lj.unroll(cell, params, xs + sign * epsilon)[1] for sign in (1, -1)

@@ -135,7 +135,7 @@ def test_amount_of_padding_changes_rounding_only(
     def run(amount: int) -> Any:
         pad = ((0, 0), (0, amount))
         xs = jnp.pad(random_xs(BATCH, TIME), (*pad, (0, 0)), constant_values=jnp.nan)
-        (final, ys), (dparams, dxs, dcarry) = outputs_and_gradients(
+        (final, ys), (dparams, dxs, _) = outputs_and_gradients(
             cell,
             params,
             xs,

@@ -126,6 +126,11 @@ def test_tf1_rmsprop_in_numbers() -> None:
     # v = 0.9 * 1 + 0.1 * 4; step = 0.1 * 2 / sqrt(1.3)
     got = path(make_optimizer(group("rmsprop_tf1"), 9), [[2.0]], [1.0])
     np.testing.assert_allclose(got, [[1 - 0.1754116039]], rtol=1e-6)
+    # The mean square starts at 1 and decays; once it is small, the epsilon shows.
+    gradients = np.append(np.zeros(200), 1e-6).reshape(-1, 1)
+    got = path(make_optimizer(group("rmsprop_tf1"), 9), gradients, [0.0])
+    want = -0.1 * 1e-6 / np.sqrt(0.9**201 + 0.1 * 1e-12 + 1e-10)
+    np.testing.assert_allclose(got[-1], [want], rtol=1e-4)
 
 
 def test_weight_decay_shrinks_at_zero_gradient() -> None:

@@ -89,7 +89,8 @@ def test_each_row_is_on_disk_when_added_and_not_finite_is_null(tmp_path):
     for number, row in enumerate(rows, start=1):
         reporting.add_row(report, row)
         text = (tmp_path / "metrics.jsonl").read_text()
-        assert text.endswith("}\n") and text.count("\n") == number
+        assert text.endswith("}\n")
+        assert text.count("\n") == number
     reporting.close_report(report)
     assert text.splitlines()[0] == (
         '{"step": 1, "epoch": 0.1, "split": "train", "loss": null, "accuracy": 0.5, '

@@ -141,7 +141,5 @@ def test_lengths_of_any_integer_type(dtype: Any) -> None:
 def test_empty_batch(implementation: str) -> None:
     cell = CELLS["lstm"]
     xs = jnp.zeros((0, TIME, INPUT))
-    carry, ys = lj.unroll(
-        cell, random_params(cell), xs, implementation=implementation
-    )
+    carry, ys = lj.unroll(cell, random_params(cell), xs, implementation=implementation)
     assert (carry.c.shape, ys.shape) == ((0, HIDDEN), (0, TIME, HIDDEN))
