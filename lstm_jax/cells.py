@@ -100,10 +100,19 @@ def extras_of(params: Params) -> Params:
 
 def product(
     x: Float[Array, "*batch inputs"],
-    kernel: Float[Array, "inputs outputs"],
+    kernel: Float[Array, "features outputs"],
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """x @ kernel with operands cast to `dtype`, accumulated in the kernel's type."""
+    """x @ kernel with operands cast to `dtype`, accumulated in the kernel's type.
+
+    Raises:
+      ValueError: x has another number of features than the kernel takes.
+    """
+    if x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"xs has {x.shape[-1]} features where the kernel takes "
+            f"{kernel.shape[0]}"
+        )
     operand = kernel.dtype if dtype is None else dtype
     return jnp.matmul(
         x.astype(operand),

@@ -76,7 +76,7 @@ def fused_unroll(
     """
     additive = _trace_gates(fused, params, inputs, carry, noise)
 
-    def step_noise(per_step: PyTree) -> Noise | None:
+    def at_step(noise: Noise | None, per_step: PyTree) -> Noise | None:
         return None if noise is None else noise._replace(step=per_step)
 
     def products(
@@ -106,10 +106,10 @@ def fused_unroll(
     rows = jax.vmap(row, in_axes=(None, 0, 0, 0, noise_axes))
 
     def forward(
-        params: Params, inputs: Inputs, carry: Any, initial: Any
+        params: Params, inputs: Inputs, carry: Any, initial: Any, noise: Noise | None
     ) -> tuple[Any, Any]:
         def step(carry: Any, now: Inputs) -> tuple[Any, Any]:
-            drawn = step_noise(now.noise)
+            drawn = at_step(noise, now.noise)
             if now.reset is not None:
                 carry = where_rows(now.reset, initial, carry)
             z = products(params, masked(now).x, carry.h, drawn)
@@ -117,15 +117,15 @@ def fused_unroll(
             return new, (out, (carry, z))
 
         carry, (outs, saved) = lax.scan(step, carry, inputs, reverse=reverse)
-        return (carry, outs), (params, inputs, initial, saved)
+        return (carry, outs), (params, inputs, initial, noise, saved)
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-        params, inputs, initial, saved = residuals
+        params, inputs, initial, noise, saved = residuals
 
         def step(totals: Any, at: Any) -> tuple[Any, Any]:
             dcarry, dinitial, dextras = totals
             now, (carry, z), dout = at
-            drawn = step_noise(now.noise)
+            drawn = at_step(noise, now.noise)
             _, pull = jax.vjp(
                 lambda extras, carry, z: rows(extras, carry, z, now.valid, drawn),
                 extras_of(params),
@@ -158,7 +158,7 @@ def fused_unroll(
             rest, (dxs, dzs) = lax.scan(
                 step, rest, (inputs, (carries, z), douts), reverse=not reverse
             )
-            drawn = step_noise(inputs.noise)
+            drawn = at_step(noise, inputs.noise)
             part = _weight_gradient(fused, params, inputs.x, carries.h, dzs, drawn)
             gradient = gradient | _add({k: gradient[k] for k in part}, part)
             return (rest, gradient), masked(inputs._replace(x=dxs)).x
@@ -171,14 +171,17 @@ def fused_unroll(
         )
         (dcarry, dinitial, dextras), gradient = totals
         gradient = gradient | _add({k: gradient[k] for k in dextras}, dextras)
-        return gradient, Inputs(dxs, None, None, None), dcarry, dinitial
+        return gradient, Inputs(dxs, None, None, None), dcarry, dinitial, None
 
+    # All that may be traced is an argument, nothing a closure.
     @jax.custom_vjp
-    def run(params: Params, inputs: Inputs, carry: Any, initial: Any) -> Any:
-        return forward(params, inputs, carry, initial)[0]
+    def run(
+        params: Params, inputs: Inputs, carry: Any, initial: Any, noise: Noise | None
+    ) -> Any:
+        return forward(params, inputs, carry, initial, noise)[0]
 
     run.defvjp(forward, backward)
-    return run(params, inputs, carry, initial)
+    return run(params, inputs, carry, initial, at_step(noise, ()))
 
 
 def _weight_gradient(
@@ -287,9 +290,6 @@ def _trace_gates(
       Whether the gates use zx and zh through zx + zh only: the two then have the
       same cotangent, as the same variable of the traced derivative.
     """
-    step = None
-    if noise is not None:
-        step = noise._replace(step=jax.tree.map(lambda a: a[0], inputs.noise))
 
     def pull_gates(
         extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
@@ -299,19 +299,26 @@ def _trace_gates(
         )
         return pull(jax.tree.map(jnp.ones_like, primal))
 
-    first_row = jax.tree.map(lambda a: a[0], carry)
-    row_noise = None
-    if step is not None:
-        sequence = jax.tree.map(lambda a: a[0], step.sequence)
-        row_noise = Noise(
-            step.shared, sequence, jax.tree.map(lambda a: a[0], step.step)
+    def without(axes: int, tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree
         )
-    z = jnp.zeros(params["bias"].shape, params["bias"].dtype)
-    traced = jax.make_jaxpr(pull_gates)(extras_of(params), first_row, z, z, row_noise)
+
+    of_row, of_batch = None, None
+    if noise is not None:
+        shared = without(0, noise.shared)
+        of_batch = Noise(shared, without(0, noise.sequence), without(1, inputs.noise))
+        of_row = Noise(shared, without(1, noise.sequence), without(2, inputs.noise))
+    z = without(0, params["bias"])
+    traced = jax.make_jaxpr(pull_gates)(
+        without(0, extras_of(params)), without(1, carry), z, z, of_row
+    )
     _refuse_closure("gates", traced)
     if fused.recurrent is not None:
-        own = jax.make_jaxpr(fused.recurrent)(params, carry.h, step)
-        _refuse_closure("recurrent", own)
+        of_recurrent = jax.make_jaxpr(fused.recurrent)(
+            without(0, params), without(0, carry.h), of_batch
+        )
+        _refuse_closure("recurrent", of_recurrent)
     dzx, dzh = traced.jaxpr.outvars
     return dzx is dzh
 

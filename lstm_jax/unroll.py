@@ -199,7 +199,8 @@ def _valid_steps(
             raise ValueError(
                 f"lengths must lie in [0, {time}], got {known.min()} to {known.max()}"
             )
-    steps = jnp.arange(time, dtype=lengths.dtype)
+    # int32: a smaller type may not count to T.
+    steps, lengths = jnp.arange(time, dtype=jnp.int32), lengths.astype(jnp.int32)
     return jnp.expand_dims(steps, 0) < jnp.expand_dims(lengths, 1)
 
 
