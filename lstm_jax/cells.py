@@ -110,8 +110,7 @@ def product(
     """
     if x.shape[-1] != kernel.shape[0]:
         raise ValueError(
-            f"xs has {x.shape[-1]} features where the kernel takes "
-            f"{kernel.shape[0]}"
+            f"xs has {x.shape[-1]} features where the kernel takes {kernel.shape[0]}"
         )
     operand = kernel.dtype if dtype is None else dtype
     return jnp.matmul(
