@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Integer, PRNGKeyArray, PyTree, Shaped
 
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.fused import Inputs, fused_unroll, masked, where_rows
@@ -26,7 +26,7 @@ def unroll(
     xs: Shaped[Array, "B T D"],
     carry: Any = None,
     *,
-    lengths: Int[Array, " B"] | None = None,
+    lengths: Integer[Array, " B"] | None = None,
     mask: Bool[Array, "B T"] | None = None,
     resets: Bool[Array, "B T"] | None = None,
     reverse: bool = False,

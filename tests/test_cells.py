@@ -87,20 +87,22 @@ def test_forward_pass_adds_no_forget_bias() -> None:
 @pytest.mark.parametrize("name", GATES)
 def test_one_draw_for_both_kernels(name: str) -> None:
     """TF1 and Haiku: one initialiser over [D + H, G*H]."""
-    seen = []
+    drawn = []
 
     def init(key: Any, shape: Any) -> Any:
-        seen.append(shape)
-        return jax.nn.initializers.glorot_uniform()(key, shape)
+        drawn.append(jax.nn.initializers.glorot_uniform()(key, shape))
+        return drawn[-1]
 
     cell = make(name, kernel_init=init, recurrent_init=None)
     params = cell.init(jax.random.key(0), INPUTS)
     width = GATES[name] * UNITS
-    assert seen == [(INPUTS + UNITS, width)]
+    (joint,) = drawn
+    assert joint.shape == (INPUTS + UNITS, width)
+    np.testing.assert_array_equal(params["kernel"], joint[:INPUTS])
+    np.testing.assert_array_equal(params["recurrent_kernel"], joint[INPUTS:])
     bound = glorot_bound(INPUTS + UNITS, width)
-    for kernel, rows in (("kernel", INPUTS), ("recurrent_kernel", UNITS)):
-        assert params[kernel].shape == (rows, width)
-        assert 0.97 * bound < np.max(np.abs(params[kernel])) <= bound
+    for kernel in (params["kernel"], params["recurrent_kernel"]):
+        assert 0.97 * bound < np.max(np.abs(kernel)) <= bound
 
 
 def test_initialisers_see_their_shapes() -> None:

@@ -18,14 +18,12 @@ BATCH, TIME = 3, 20
 MAKERS = {
     "lstm": lj.lstm,
     "gru": lj.gru,
-    "simple_rnn": lj.simple_rnn,
     "gru_before": lambda size, **options: lj.gru(size, reset_after=False, **options),
 }
 WAYS = [
     ("lstm", "autodiff"),
     ("lstm", "fused"),
     ("gru", "fused"),
-    ("simple_rnn", "fused"),
     ("gru_before", "autodiff"),
 ]
 

@@ -73,10 +73,9 @@ def test_equals_autodiff(name: str) -> None:
     assert np.all(np.asarray(gradients[1])[~mask] == 0)
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "drop_connect"])
-def test_equals_autodiff_without_options(name: str) -> None:
+def test_equals_autodiff_without_options() -> None:
     """No mask, no resets, no carry, no key."""
-    cell = FUSED[name]
+    cell = CELLS["drop_connect"]
     params, xs = random_params(cell), random_xs(BATCH, 7)
     fused, autodiff = (
         outputs_and_gradients(cell, params, xs, implementation=implementation)
@@ -147,14 +146,6 @@ def stopped(zx: Any, zh: Any) -> Any:
     return jnp.tanh(zx + zh) * jax.lax.stop_gradient(zx)
 
 
-def rounded(zx: Any, zh: Any) -> Any:
-    return jnp.tanh(zx + zh + jnp.round(2 * jnp.sin(zh)))
-
-
-def scaled(zx: Any, zh: Any) -> Any:
-    return jnp.tanh(zx + zh) * zh
-
-
 def only_input(zx: Any, zh: Any) -> Any:
     return jnp.tanh(zx)
 
@@ -163,9 +154,7 @@ def only_recurrent(zx: Any, zh: Any) -> Any:
     return jnp.tanh(0.5 + zh)
 
 
-@pytest.mark.parametrize(
-    "function", [compared, stopped, rounded, scaled, only_input, only_recurrent]
-)
+@pytest.mark.parametrize("function", [compared, stopped, only_input, only_recurrent])
 def test_gates_that_use_the_two_products_apart(function: Any) -> None:
     """The sum of the products is not all that counts, gradient or no gradient."""
 
@@ -182,9 +171,8 @@ def test_gates_that_use_the_two_products_apart(function: Any) -> None:
     assert_close(fused, autodiff)
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_integers_in_carry_and_outputs(with_mask: bool) -> None:
-    """A step counter, and a choice as an output: nothing to differentiate."""
+def test_integers_in_carry_and_outputs() -> None:
+    """A step counter, and choices as outputs: nothing to differentiate."""
 
     def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
         h = jnp.tanh(zx + zh) / (1 + carry.c.astype(zx.dtype))
@@ -197,14 +185,14 @@ def test_integers_in_carry_and_outputs(with_mask: bool) -> None:
     cell = lj.gated(HIDDEN, 1, gates, lj.LSTMCarry, initial_carry=initial_carry)
     params = random_params(cell)
     mask, resets, xs = random_steps(7)
-    options = {"mask": jnp.asarray(mask), "resets": jnp.asarray(resets)}
     fused, autodiff = (
         outputs_and_gradients(
             cell,
             params,
-            xs if with_mask else random_xs(BATCH, 7),
+            xs,
+            mask=jnp.asarray(mask),
+            resets=jnp.asarray(resets),
             implementation=implementation,
-            **(options if with_mask else {}),
         )
         for implementation in ("fused", "autodiff")
     )

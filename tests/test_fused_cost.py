@@ -60,16 +60,21 @@ def inner_jaxprs(equation: Any) -> list[Any]:
     return found
 
 
-def products(jaxpr: Any) -> list[tuple[int, ...]]:
-    """Shapes of the products of a jaxpr, without those of loops inside it."""
-    shapes = []
+def dots(jaxpr: Any) -> list[Any]:
+    """The products of a jaxpr, without those of loops inside it."""
+    found = []
     for equation in live_equations(jaxpr):
         if equation.primitive.name == "dot_general":
-            shapes.append(equation.outvars[0].aval.shape)
+            found.append(equation)
         elif equation.primitive.name != "scan":
             for inner in inner_jaxprs(equation):
-                shapes += products(inner)
-    return sorted(shapes)
+                found += dots(inner)
+    return found
+
+
+def products(jaxpr: Any) -> list[tuple[int, ...]]:
+    """The shapes of these products' results."""
+    return sorted(dot.outvars[0].aval.shape for dot in dots(jaxpr))
 
 
 def loops(jaxpr: Any) -> list[Any]:
@@ -81,11 +86,11 @@ def loops(jaxpr: Any) -> list[Any]:
     return bodies
 
 
-def trace(implementation: str) -> Any:
+def trace(implementation: str, cell: lj.Cell = CELL) -> Any:
     params, xs = make_inputs()
 
     def total(params: Any, xs: Any) -> Any:
-        _, ys = lj.unroll(CELL, params, xs, implementation=implementation)
+        _, ys = lj.unroll(cell, params, xs, implementation=implementation)
         return jnp.sum(ys)
 
     return jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(params, xs).jaxpr
@@ -112,3 +117,10 @@ def test_autodiff_has_the_weight_gradient_in_its_loop() -> None:
     found = products(backward)
     assert len(found) == 4
     assert sum(BATCH not in shape for shape in found) == 2
+
+
+def test_operands_are_cast() -> None:
+    chunks, forward = loops(trace("fused", lj.lstm(HIDDEN, dtype=jnp.bfloat16)))
+    for dot in (*dots(forward), *dots(chunks)):
+        assert [operand.aval.dtype for operand in dot.invars] == [jnp.bfloat16] * 2
+        assert dot.outvars[0].aval.dtype == jnp.float32

@@ -93,10 +93,7 @@ def grad_of_grad(loss: Loss, params: Any, xs: Any, carry: Any, key: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "transform"),
     [
-        ("lstm", grad_of_vmap_over_params),
-        ("lstm", grad_of_scan),
         ("lstm", grad_of_grad),
-        ("low_rank", grad_of_grad),
         ("all_noise", grad_of_jit),
         ("all_noise", grad_of_checkpoint),
         ("all_noise", grad_of_vmap_over_params),

@@ -62,6 +62,17 @@ def test_shown_are_the_words_read_the_next_and_the_predicted(
     assert task.demonstrate is not None
     assert task.demonstrate(params) == " ".join(["the cat saw the", *["bird"] * 32])
 
+    # With other parameters, the words that the sample line predicts one by one.
+    kernel = 100 * params["head"]["kernel"]
+    params = {**params, "head": {"kernel": kernel, "bias": jnp.zeros(8)}}
+    words = task.demonstrate(params).split()
+    predictions = []
+    for i in range(32):
+        window = np.array([WORDS.index(word) for word in words[i : i + 4]], np.int32)
+        line = task.sample(params, {"inputs": window, "labels": np.int32(0)})
+        predictions.append(line.rpartition("[")[2][:-1])
+    assert words == ["the", "cat", "saw", "the", *predictions]
+
 
 def test_a_walk_is_the_order_of_all_steps(config: ConfigDict) -> None:
     config.data.order = "walk"
