@@ -5,9 +5,10 @@ What this file schedules is everything around them:
 
 - Forward saves the carry before each step and the gates' input: 6 arrays [T, B, H]
   for an LSTM, where differentiating through `lax.scan` saves 13.
-- Backward runs in chunks of steps. The loop over a chunk finds the gradient of the
-  gates' input; the weight gradient is then one large product over the chunk in place
-  of a small one a step, and no step reads or writes the weight gradient.
+- Backward runs in chunks of steps. The loop over a chunk has one product a step, for
+  the carry, and finds the gradient of the gates' input; those of the inputs and the
+  weights are then large products over the chunk in place of small ones a step, and no
+  step reads or writes the weight gradient.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.dtypes import float0
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from lstm_jax.cells import Fused, Noise, Params, extras_of, product
+from lstm_jax.gate_tracing import trace_gates
 
 # Steps whose weight gradient is one product: enough for a product at full speed,
 # few enough for the chunk to stay in the cache.
@@ -74,7 +75,8 @@ def fused_unroll(
     Raises:
       TypeError: `gates` or `recurrent` closes over a traced value.
     """
-    additive = _trace_gates(fused, params, inputs, carry, noise)
+    per_step = None if noise is None else noise._replace(step=inputs.noise)
+    additive = trace_gates(fused, params, carry, per_step)
 
     def at_step(noise: Noise | None, per_step: PyTree) -> Noise | None:
         return None if noise is None else noise._replace(step=per_step)
@@ -117,10 +119,10 @@ def fused_unroll(
             return new, (out, (carry, z))
 
         carry, (outs, saved) = lax.scan(step, carry, inputs, reverse=reverse)
-        return (carry, outs), (params, inputs, initial, noise, saved)
+        return (carry, outs), (params, inputs, noise, saved)
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-        params, inputs, initial, noise, saved = residuals
+        params, inputs, noise, saved = residuals
 
         def step(totals: Any, at: Any) -> tuple[Any, Any]:
             dcarry, dinitial, dextras = totals
@@ -133,7 +135,7 @@ def fused_unroll(
                 z,
             )
             dextra, dcarry, dz = pull((dcarry, dout))
-            dx, dh = pull_products(dz, now.x, carry.h, drawn)
+            dh = pull_recurrent(dz[-1], carry.h, drawn)
             dcarry = dcarry._replace(h=dcarry.h + dh)
             if now.reset is not None:
                 lost = _cotangents(
@@ -143,29 +145,36 @@ def fused_unroll(
                 dcarry = _cotangents(
                     lambda d: where_rows(now.reset, jnp.zeros_like(d), d), dcarry
                 )
-            return (dcarry, dinitial, _add(dextras, dextra)), (dx, dz)
+            return (dcarry, dinitial, _add(dextras, dextra)), dz
 
-        def pull_products(
-            dz: tuple[Array, ...], x: Array, h: Array, noise: Noise | None
-        ) -> tuple[Array, Array]:
-            _, pull = jax.vjp(lambda x, h: products(params, x, h, noise), x, h)
-            return pull(dz)
+        def pull_recurrent(dzh: Array, h: Array, noise: Noise | None) -> Array:
+            if fused.recurrent is None:
+                return _transposed_product(dzh, params["recurrent_kernel"], fused.dtype)
+            own = fused.recurrent
+            _, pull = jax.vjp(lambda h: own(params, h, noise), h)
+            return pull(dzh)[0]
 
         def chunk(totals: Any, at: Any) -> tuple[Any, Array]:
             rest, gradient = totals
             inputs, (carries, z), douts = at
             inputs = masked(inputs)
-            rest, (dxs, dzs) = lax.scan(
-                step, rest, (inputs, (carries, z), douts), reverse=not reverse
+            rest, dzs = lax.scan(
+                step,
+                rest,
+                (inputs._replace(x=None), (carries, z), douts),
+                reverse=not reverse,
             )
+            dxs = _transposed_product(dzs[0], params["kernel"], fused.dtype)
+            inputs, xs = inputs._replace(x=dxs.astype(inputs.x.dtype)), inputs.x
             drawn = at_step(noise, inputs.noise)
-            part = _weight_gradient(fused, params, inputs.x, carries.h, dzs, drawn)
+            part = _weight_gradient(fused, params, xs, carries.h, dzs, drawn)
             gradient = gradient | _add({k: gradient[k] for k in part}, part)
-            return (rest, gradient), masked(inputs._replace(x=dxs)).x
+            return (rest, gradient), masked(inputs).x
 
         dcarry, douts = cotangents
-        zeros = jax.tree.map(_zero_cotangent, (initial, extras_of(params), params))
-        totals = ((dcarry, *zeros[:2]), zeros[2])
+        dinitial = _cotangents(jnp.zeros_like, dcarry)
+        dextras, gradient = jax.tree.map(_zero_cotangent, (extras_of(params), params))
+        totals = ((dcarry, dinitial, dextras), gradient)
         totals, dxs = _scan_chunks(
             chunk, totals, (inputs, saved, douts), reverse=not reverse
         )
@@ -182,6 +191,22 @@ def fused_unroll(
 
     run.defvjp(forward, backward)
     return run(params, inputs, carry, initial, at_step(noise, ()))
+
+
+def _transposed_product(
+    dz: Float[Array, "*batch G_H"],
+    kernel: Float[Array, "features G_H"],
+    dtype: DTypeLike | None,
+) -> Float[Array, "*batch features"]:
+    """dz @ kernel.T, its operands cast as those of `lstm_jax.cells.product`."""
+    operand = kernel.dtype if dtype is None else dtype
+    over_last = (((dz.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(
+        dz.astype(operand),
+        kernel.astype(operand),
+        over_last,
+        preferred_element_type=kernel.dtype,
+    )
 
 
 def _weight_gradient(
@@ -276,57 +301,3 @@ def _scan_chunks(
         totals, last = chunk(totals, tail)
         tail_out = [last]
     return totals, jnp.concatenate([out, *tail_out]) if tail_out else out
-
-
-def _trace_gates(
-    fused: Fused, params: Params, inputs: Inputs, carry: Any, noise: Noise | None
-) -> bool:
-    """Refuses closures over traced values; tells whether the gates are additive.
-
-    The custom derivative knows its arguments alone: the gradient of a traced value
-    that the gates close over would silently be lost.
-
-    Returns:
-      Whether the gates use zx and zh in one place only: the sum zx + zh.
-    """
-
-    def without(axes: int, tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree
-        )
-
-    of_row, of_batch = None, None
-    if noise is not None:
-        shared = without(0, noise.shared)
-        of_batch = Noise(shared, without(0, noise.sequence), without(1, inputs.noise))
-        of_row = Noise(shared, without(1, noise.sequence), without(2, inputs.noise))
-    z = without(0, params["bias"])
-    before = (without(0, extras_of(params)), without(1, carry))
-    traced = jax.make_jaxpr(fused.gates)(*before, z, z, of_row)
-    _refuse_closure("gates", traced)
-    if fused.recurrent is not None:
-        of_recurrent = jax.make_jaxpr(fused.recurrent)(
-            without(0, params), without(0, carry.h), of_batch
-        )
-        _refuse_closure("recurrent", of_recurrent)
-    first = len(jax.tree.leaves(before))
-    zx, zh = traced.jaxpr.invars[first : first + 2]
-
-    def among(variables: Any) -> list[bool]:
-        return [any(v is z for v in variables) for z in (zx, zh)]
-
-    users = [e for e in traced.jaxpr.eqns if any(among(e.invars))]
-    return (
-        [user.primitive.name for user in users] == ["add"]
-        and all(among(users[0].invars))
-        and not any(among(traced.jaxpr.outvars))
-    )
-
-
-def _refuse_closure(name: str, traced: Any) -> None:
-    if any(isinstance(const, Tracer) for const in traced.consts):
-        raise TypeError(
-            f"{name} closes over a traced value, whose gradient would be lost: hand "
-            "it over in the extras (init_extra) or the noise, or use "
-            'implementation="autodiff"'
-        )

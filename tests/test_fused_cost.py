@@ -33,8 +33,7 @@ def saved_bytes(implementation: str) -> int:
 
 def test_forward_saves_six_arrays() -> None:
     array = TIME * BATCH * HIDDEN * 4
-    # The initial carry is small change: two arrays of one step.
-    assert 5.9 * array < saved_bytes("fused") <= 6 * array + 2 * BATCH * HIDDEN * 4
+    assert 5.9 * array < saved_bytes("fused") <= 6 * array
     assert saved_bytes("autodiff") > 8 * array
 
 
@@ -97,7 +96,6 @@ def trace(implementation: str, cell: lj.Cell = CELL) -> Any:
 
 
 GATES_INPUT = (BATCH, 4 * HIDDEN)
-INPUT_GRADIENTS = [(BATCH, INPUT), (BATCH, HIDDEN)]
 WEIGHT_GRADIENTS = [(INPUT, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN)]
 
 
@@ -106,8 +104,9 @@ def test_weight_gradient_is_not_in_the_innermost_loop() -> None:
     (backward,) = loops(chunks)
     assert loops(forward) == loops(backward) == []
     assert products(forward) == [GATES_INPUT, GATES_INPUT]
-    assert products(backward) == INPUT_GRADIENTS
-    assert products(chunks) == WEIGHT_GRADIENTS
+    assert products(backward) == [(BATCH, HIDDEN)]  # the carry's gradient alone
+    chunk = (TIME // 2, BATCH, INPUT)
+    assert sorted(products(chunks)) == sorted([chunk, *WEIGHT_GRADIENTS])
 
 
 def test_autodiff_has_the_weight_gradient_in_its_loop() -> None:
@@ -121,6 +120,7 @@ def test_autodiff_has_the_weight_gradient_in_its_loop() -> None:
 
 def test_operands_are_cast() -> None:
     chunks, forward = loops(trace("fused", lj.lstm(HIDDEN, dtype=jnp.bfloat16)))
-    for dot in (*dots(forward), *dots(chunks)):
+    (backward,) = loops(chunks)
+    for dot in (*dots(forward), *dots(chunks), *dots(backward)):
         assert [operand.aval.dtype for operand in dot.invars] == [jnp.bfloat16] * 2
         assert dot.outvars[0].aval.dtype == jnp.float32
