@@ -11,6 +11,7 @@ from lstm_jax.training import fit
 
 CHECKOUT = Path(__file__).parent
 CONFIG = command_line.define_config(default=CHECKOUT / "configs" / "fable.py")
+flags.adopt_module_key_flags(command_line)  # --help lists --config as well
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. Default: checkpoints/<name of the config>."
 )
@@ -22,7 +23,9 @@ INIT_FROM = flags.DEFINE_string(
 def main() -> None:
     """Trains, and prints what was reached as one line of JSON."""
     name = command_line.config_path().stem
-    workdir = WORKDIR.value or CHECKOUT / "checkpoints" / name
+    workdir = WORKDIR.value
+    if workdir is None:
+        workdir = CHECKOUT / "checkpoints" / name
     result = fit(CONFIG.value, make_task(CONFIG.value), workdir, INIT_FROM.value)
     print(json.dumps(result))
 

@@ -39,7 +39,7 @@ def base_config() -> Config:
     config.optimizer.clip_norm = 0.0  # of the whole gradient; 0: none
     config.optimizer.momentum = 0.0  # rmsprop, rmsprop_tf1, sgd
     config.optimizer.weight_decay = 0.0  # adamw
-    config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop; Keras's
+    config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop; 1e-7 as in Keras
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps; one is saved at the end as well
@@ -55,6 +55,8 @@ def base_config() -> Config:
 
 def check_config(config: Config) -> None:
     """Raises a `UserError` where a number of the training loop is out of range."""
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must be at least 0 and below 2**32")
     for name, value in (
         ("batch_size", config.batch_size),
         ("num_steps", config.num_steps),

@@ -31,7 +31,7 @@ def continue_window(
       temperature: 0 takes the likeliest word; above, words are drawn from the
         softmax of logits / temperature.
       top_k: draw from the k likeliest words only; 0: from all.
-      key: randomness of the draws; needed where the temperature is above 0.
+      key: randomness of the draws; None: that of seed 0.
 
     Returns:
       The added symbols.
@@ -55,10 +55,10 @@ def _choose(
     top_k: int,
     key: PRNGKeyArray,
 ) -> Int[Array, ""]:
-    greedy = jnp.argmax(logits)
-    if 0 < top_k < logits.shape[0]:
-        floor = jax.lax.top_k(logits, top_k)[0][-1]
-        logits = jnp.where(logits >= floor, logits, -jnp.inf)
+    # Sorted, ties by number: the first is the likeliest.
+    likeliest, words = jax.lax.top_k(
+        logits, min(top_k or logits.shape[0], logits.shape[0])
+    )
     # The maximum keeps the division finite where the draw is not used.
-    drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0, drawn, greedy)
+    drawn = jax.random.categorical(key, likeliest / jnp.maximum(temperature, 1e-6))
+    return words[jnp.where(temperature > 0, drawn, 0)]

@@ -76,9 +76,12 @@ def check_sampling(sampling: Sampling) -> None:
         ("num_words", sampling.num_words, 1),
         ("temperature", sampling.temperature, 0),
         ("top_k", sampling.top_k, 0),
+        ("seed", sampling.seed, 0),
     ):
         if not least <= value < math.inf:
             raise UserError(f"--{name}={value} must be finite and at least {least}")
+    if sampling.seed >= 2**32:
+        raise UserError(f"--seed={sampling.seed} must be below 2**32")
 
 
 def continue_text(run: NextWord, text: str, sampling: Sampling) -> str:

@@ -1,5 +1,6 @@
 """What a batch means: its loss, its metrics, and what a person is shown of it."""
 
+import hashlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -121,7 +122,8 @@ def next_word(config: Config) -> Task:
     Raises:
       UserError: the text or a field of the config is no use.
     """
-    words = split_words(read_text(config.data.path))
+    text = read_text(config.data.path)
+    words = split_words(text)
     if not words:
         raise UserError(f"{config.data.path} holds no words: give a text with some")
     vocabulary = build_vocabulary(words)
@@ -146,7 +148,10 @@ def next_word(config: Config) -> Task:
         return f"{decode(vocabulary, inputs[0])} {decode(vocabulary, np.asarray(ids))}"
 
     task = task._replace(
-        files={VOCABULARY_FILE: vocabulary.to_str(pretty=True)},
+        files={
+            VOCABULARY_FILE: vocabulary.to_str(pretty=True),
+            "text.sha256": hashlib.sha256(text.encode()).hexdigest() + "\n",
+        },
         sample=sample,
         demonstrate=demonstrate,
     )
@@ -169,6 +174,8 @@ def next_word_model(config: Config, vocabulary: Tokenizer) -> SequenceClassifier
       UserError: a field of the config is no use.
     """
     model = config.model
+    if config.data.window < 1:
+        raise UserError(f"data.window={config.data.window} must be at least 1")
     for field in ("hidden_size", "num_layers"):
         if model[field] < 1:
             raise UserError(f"model.{field}={model[field]} must be at least 1")

@@ -1,6 +1,7 @@
 """Training: pure steps, and `fit`, the one place with jit and side effects."""
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,7 +204,7 @@ def fit(
     _check_best(config.checkpoint.best, task, abstract.sums)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
     source = None if init_from is None else workdirs.load_source(init_from, workdir)
-    workdirs.claim(workdir, config, {**task.files, workdirs.SUMMARY_FILE: task.summary})
+    workdirs.claim(workdir, config, task.files)
     print(task.summary, flush=True)
     best = config.checkpoint.best or None
     with checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best) as manager:
@@ -251,12 +252,19 @@ def _train(
         workdir, step=step, total_steps=config.num_steps, texts=texts
     )
 
-    def add_row(split: str, step: int, sums: Sums) -> dict[str, float]:
+    files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
+    workdirs.store(workdir, config, files)  # not before all that a resume needs is read
+
+    def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
         means = _means(sums)  # waits for the device
         row = {"step": step, "epoch": step / _num_batches(size, batch_size)}
         row |= {"split": split, **means, "seconds": time.perf_counter() - begun}
         reporting.add_row(out, row)
-        return {f"{split}_{name}": value for name, value in means.items()}
+        # Not finite is null, in the checkpoint's metrics as in metrics.jsonl.
+        return {
+            f"{split}_{name}": value if math.isfinite(value) else None
+            for name, value in means.items()
+        }
 
     late: tuple[int, Sums] | None = None  # a row that the device may still compute
 

@@ -85,6 +85,8 @@ def unroll(
     _check_carry(carry, initial)
     carry = initial if carry is None else carry
     if cell.unroll is not None:
+        if valid is not None:
+            xs = jnp.where(jnp.expand_dims(valid, -1), xs, 0)
         return cell.unroll(
             params,
             xs,
@@ -97,7 +99,8 @@ def unroll(
             implementation=implementation,
         )
     if not jnp.issubdtype(xs.dtype, jnp.floating):
-        xs = xs.astype(jax.tree.leaves(initial)[0].dtype)
+        leaves = [a.dtype for a in jax.tree.leaves(initial)]
+        xs = xs.astype(next(d for d in leaves if jnp.issubdtype(d, jnp.floating)))
     noise = None
     if key is not None and cell.noise is not None:
         noise = lax.stop_gradient(cell.noise(key, params, batch, time))

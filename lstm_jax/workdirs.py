@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, and what it answers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ SUMMARY_FILE = "summary.txt"
 FREE = ("report.", "checkpoint.")
 
 
-def claim(workdir: Path, config: Config, files: dict[str, str]) -> None:
-    """Makes the folder this run's, or finds that it is.
+def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
+    """Makes the folder this run's, or finds that it is and leaves it as it was.
 
     Args:
       workdir: the folder; made if missing.
@@ -42,24 +43,29 @@ def claim(workdir: Path, config: Config, files: dict[str, str]) -> None:
             )
         for name, content in files.items():
             path = workdir / name
-            if name != SUMMARY_FILE and path.exists() and path.read_text() != content:
+            if path.exists() and path.read_bytes() != content.encode():
                 raise UserError(
                     f"{workdir} holds a run on other data ({name} differs): {other}"
                 )
-    elif workdir.exists() and any(workdir.iterdir()):
+        return
+    # A kill while the first file was written leaves no more than that file's start.
+    if workdir.exists() and any(p.suffix != ".tmp" for p in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # The config first: from here on the folder is this run's, and a kill before
-        # the other files are there is mended when the run goes on.
-        text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-        write_file(workdir / CONFIG_FILE, text + "\n")
-        for name, content in files.items():
-            write_file(workdir / name, content)
+        # From here on the folder is this run's.
+        store(workdir, config, {})
     except OSError as error:
         raise UserError(
             f"cannot write to {workdir} ({error.strerror}): {other}"
         ) from None
+
+
+def store(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
+    """Writes the config and the files of a run that begins or goes on."""
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    for name, content in {**files, CONFIG_FILE: text + "\n"}.items():
+        write_file(workdir / name, content)
 
 
 def read_config(workdir: str | Path) -> Config:
@@ -82,9 +88,10 @@ def read_config(workdir: str | Path) -> Config:
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no config: {mend}")
     known = _flat(fields)
-    for name in _flat(base_config().to_dict()):
-        if known.get(name) is None:
-            raise UserError(f"{path} has no field {name}: {mend}")
+    for name, default in _flat(base_config().to_dict()).items():
+        types = (int, float) if type(default) is float else (type(default),)
+        if type(known.get(name)) not in types:
+            raise UserError(f"{path} has no {name}, or not of its type: {mend}")
     return ConfigDict(fields)
 
 

@@ -171,6 +171,7 @@ def test_workdir_holds_the_run(trained: Trained) -> None:
         "metrics.jsonl",
         "summary.txt",
         "vocabulary.json",
+        "text.sha256",
     }
     steps = {path.name for path in (trained.workdir / "checkpoints").iterdir()}
     assert steps == {str(BEST), str(LAST)}
