@@ -97,14 +97,31 @@ def test_missing_file_names_the_texts_there_are(tmp_path: Path) -> None:
     for path in ("nowhere.txt", str(tmp_path), str(tmp_path / "nowhere.txt")):
         with pytest.raises(UserError) as error:
             read_text(path)
-        assert str(error.value) == (
-            f"no text file {path}: give data.path a file, or one of fable.txt, "
-            "meditations.txt"
+        reason = "Is a directory" if path == str(tmp_path) else "No such file or direc"
+        assert str(error.value).startswith(f"cannot read {path!r} ({reason}")
+        assert str(error.value).endswith(
+            "): give data.path a text, or one of fable.txt, meditations.txt"
         )
+
+
+@pytest.mark.parametrize("path", ["", ".", "x" * 5000, "a\0b"])
+def test_names_that_are_no_file_are_one_line(path: str) -> None:
+    with pytest.raises(UserError, match=r"^cannot read ") as error:
+        read_text(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "windows.txt"
+    path.write_bytes("\ufeffthe cät \ufeff sat".encode())
+    assert read_text(str(path)) == "the cät \ufeff sat"
 
 
 def test_file_of_another_encoding_names_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("a café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin.txt is not UTF-8 \(byte 5\): convert"):
+    with pytest.raises(
+        UserError, match=r"latin.txt, line 1: not UTF-8 \(byte 5\); convert"
+    ):
         read_text(str(path))

@@ -9,6 +9,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from lstm_jax.data.files import read_utf8
 from lstm_jax.errors import UserError
 
 # Words and runs of punctuation, split at spaces.
@@ -22,19 +23,10 @@ def read_text(path: str) -> str:
       UserError: there is no such file, or it is not UTF-8.
     """
     packaged = importlib.resources.files("lstm_jax.data") / "texts"
-    file = Path(path) if Path(path).exists() else packaged / path
-    if not file.is_file():
-        names = sorted(text.name for text in packaged.iterdir())
-        raise UserError(
-            f"no text file {path}: give data.path a file, or one of {', '.join(names)}"
-        )
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with "
-            "iconv -t UTF-8"
-        ) from None
+    names = sorted(text.name for text in packaged.iterdir())
+    if path in names and not Path(path).exists():
+        return (packaged / path).read_text(encoding="utf-8")
+    return read_utf8(path, f"give data.path a text, or one of {', '.join(names)}")
 
 
 def split_words(text: str) -> list[str]:

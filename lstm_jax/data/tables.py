@@ -1,0 +1,221 @@
+"""The user's own labelled texts: a CSV, TSV or JSONL file, and a part held out."""
+
+import csv
+import io
+import json
+import re
+import reprlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from lstm_jax.data.files import read_utf8
+from lstm_jax.errors import UserError
+
+
+class Labelled(NamedTuple):
+    """Texts, each with the name of its class."""
+
+    texts: list[str]
+    labels: list[str]
+
+
+# (line on which it begins, text, label) of each row.
+Rows = Iterator[tuple[int, str, str]]
+
+
+def read_labelled(
+    path: str, text_column: str = "text", label_column: str = "label"
+) -> Labelled:
+    """The two columns of a file, chosen by its ending.
+
+    A `.csv` or `.tsv` file has a header row, and its quoted fields may hold newlines.
+    A `.jsonl` file has an object a line; a label may be a string, an integer or a
+    boolean there. Blank lines are skipped, spaces around a label dropped; a text may
+    be empty, a label not.
+
+    Raises:
+      UserError: the file cannot be read, is malformed (the message names the line), or
+        holds fewer than two classes.
+    """
+    readers: dict[str, Callable[[str, str, str, str], Rows]] = {
+        ".csv": _delimited_rows,
+        ".tsv": _delimited_rows,
+        ".jsonl": _json_rows,
+    }
+    ending = Path(path).suffix.lower()
+    if ending not in readers:
+        raise UserError(
+            f"{path}: the ending {ending!r} is unknown; data.path takes a .csv, .tsv "
+            "or .jsonl file"
+        )
+    if text_column == label_column:
+        raise UserError(
+            f"data.text_column and data.label_column are both {text_column!r}: name "
+            "two columns"
+        )
+    texts, labels = [], []
+    for line, text, label in readers[ending](
+        path, _contents(path), text_column, label_column
+    ):
+        if not label.strip():
+            raise UserError(f"{path}, line {line}: the label is empty")
+        texts.append(text)
+        labels.append(label.strip())
+    if not texts:
+        raise UserError(f"{path} has no rows: it needs a text and a label a row")
+    if len(set(labels)) == 1:
+        raise UserError(
+            f"{path}: all labels are {_short(labels[0])} in column {label_column!r}; "
+            "a classifier needs at least two classes"
+        )
+    return Labelled(texts, labels)
+
+
+def label_names(labels: list[str]) -> list[str]:
+    """The classes in order: as numbers if all of them are, else as text.
+
+    >>> label_names(["10", "9", "10"]), label_names(["10", "9", "none"])
+    (['9', '10'], ['10', '9', 'none'])
+    """
+    names = sorted(set(labels))
+    if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", name) for name in names):
+        names.sort(key=float)
+    return names
+
+
+def hold_out(
+    labels: list[str], share: float, seed: int
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]:
+    """Rows to train on and rows held out, each in ascending order.
+
+    Of every class, `share` of the rows is held out, to within one row; at least one
+    row is on either side. The same labels, share and seed give the same rows.
+
+    Raises:
+      UserError: a share not between 0 and 1, or fewer than two rows.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"a held-out share of {share}: it must be between 0 and 1")
+    size = len(labels)
+    if size < 2:
+        raise UserError(f"{size} rows cannot be split: at least 2 are needed")
+    count = min(max(round(size * share), 1), size - 1)
+    shuffled = np.random.default_rng(seed).permutation(size)
+    _, classes = np.unique(np.asarray(labels), return_inverse=True)
+    grouped = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    # `count` of them at even distances, hence from each class in proportion.
+    held_out = np.diff(np.arange(size + 1) * count // size) == 1
+    return np.sort(grouped[~held_out]), np.sort(grouped[held_out])
+
+
+def _contents(path: str) -> str:
+    text = read_utf8(path, "data.path takes a .csv, .tsv or .jsonl file")
+    if (at := text.find("\0")) >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise UserError(
+            f"{path}, line {line}: a NUL byte; save the file as plain UTF-8 text"
+        )
+    return text
+
+
+def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
+    delimiter = "\t" if path.lower().endswith(".tsv") else ","
+    # strict: an unclosed quote is an error, not the rest of the file in one field.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records = _records(path, text, reader)
+    line, header = next(records, (1, []))
+    if not header:
+        raise UserError(f"{path} is empty: it needs a header row that names columns")
+    for column in (text_column, label_column):
+        if header.count(column) != 1:
+            wrong = "two columns" if column in header else "no column"
+            raise UserError(
+                f"{path}, line {line}: {wrong} {column!r}; there are "
+                f"{_named(header)}: set data.text_column and data.label_column"
+            )
+    at_text, at_label = header.index(text_column), header.index(label_column)
+    for line, row in records:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields where the header has "
+                f"{len(header)}; quote fields that hold a "
+                f"{'tab' if delimiter == chr(9) else 'comma'} or a newline"
+            )
+        yield line, row[at_text], row[at_label]
+
+
+def _records(path: str, text: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it begins, fields) of each record that is not a blank line."""
+    while True:
+        line = reader.line_num + 1
+        # The limit is the process's: it is raised for no longer than one record.
+        limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: {error}; a quoted field ends with a quote, and "
+                "a quote inside it is doubled"
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if row:
+            yield line, row
+
+
+def _json_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
+    # Not splitlines: a JSON string may hold other line separators as they are.
+    for line, source in enumerate(text.split("\n"), start=1):
+        if not source.strip():
+            continue
+        try:
+            row = json.loads(source)
+        except json.JSONDecodeError as error:  # its own line number is always 1
+            raise UserError(
+                f"{path}, line {line}: not JSON ({error.msg}, column {error.colno})"
+            ) from None
+        except (ValueError, RecursionError) as error:  # beyond Python's own limits
+            raise UserError(f"{path}, line {line}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {line}: {_short(row)} is no object; a line looks like "
+                f'{{"{text_column}": "...", "{label_column}": "..."}}'
+            )
+        for column in (text_column, label_column):
+            if column not in row:
+                raise UserError(
+                    f"{path}, line {line}: no key {column!r}; there are "
+                    f"{_named(list(row))}: set data.text_column and data.label_column"
+                )
+        value, label = row[text_column], row[label_column]
+        if not isinstance(value, str):
+            raise UserError(
+                f"{path}, line {line}: {text_column!r} is {_short(value)}, not a string"
+            )
+        if not isinstance(label, str | int):
+            raise UserError(
+                f"{path}, line {line}: {label_column!r} is {_short(label)}, not a "
+                "string, an integer or a boolean"
+            )
+        if isinstance(label, bool):
+            label = "true" if label else "false"
+        if re.search("[\ud800-\udfff]", value + str(label)):
+            raise UserError(
+                f"{path}, line {line}: half of a surrogate pair, which is no character"
+            )
+        yield line, value, str(label)
+
+
+def _named(columns: list[str]) -> str:
+    return ", ".join(map(_short, columns)) or "none"
+
+
+def _short(value: object) -> str:
+    """The value on one line, cut where it is long."""
+    return reprlib.repr(value)

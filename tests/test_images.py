@@ -1,0 +1,211 @@
+"""Tests of lstm_jax.data.images."""
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_datasets
+from PIL import Image
+
+from lstm_jax.data import images as images_module
+from lstm_jax.data.images import read_images, read_png
+from lstm_jax.data.sources import Source, open_source
+from lstm_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+DIGIT = RNG.integers(0, 256, (28, 28), np.uint8)
+
+
+class Listed(list):
+    """Examples in memory."""
+
+    def __getitems__(self, keys: Sequence[int], /) -> list[dict]:
+        return [self[key] for key in keys]
+
+
+def listed(*pngs: bytes) -> Source:
+    examples = Listed({"image": png, "label": i} for i, png in enumerate(pngs))
+    return Source(examples, "3.0.1", Path("digits"), len(pngs))
+
+
+def save(folder: Path, image: Image.Image, kind: str = "PNG") -> str:
+    path = folder / "digit.png"
+    image.save(path, kind)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("tfds")
+    return folder, tiny_datasets.prepare_tiny_mnist(folder, train=2345, test=7)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_and_labels_are_those_written(
+    digits: tuple[Path, dict], split: str
+) -> None:
+    folder, written = digits
+    images, labels = read_images(open_source("mnist", split, str(folder)))
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(images, written[split][0])
+    np.testing.assert_array_equal(labels, written[split][1])
+
+
+def test_chunks_that_threads_finish_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images_module, "_CHUNK", 3)
+    given = RNG.integers(0, 256, (100, 28, 28), np.uint8)
+    source = listed(*map(tiny_datasets.png, given))
+    images, labels = read_images(source)
+    np.testing.assert_array_equal(images, given)
+    assert labels.tolist() == list(range(100))
+
+
+def test_progress_is_shown_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = listed(*[tiny_datasets.png(DIGIT)] * 5)
+    read_images(source)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    read_images(source)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "decoding: " in err
+    assert "/5 " in err
+
+
+def test_damaged_image_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "_CHUNK", 2)
+    good = tiny_datasets.png(DIGIT)
+    for bad in (b"", b"text", good[:10], good[:200], good.replace(b"IDAT", b"IDAX")):
+        with pytest.raises(UserError, match=r"^digits: image 3 cannot be decoded$"):
+            read_images(listed(good, good, good, bad, good))
+    wide = tiny_datasets.png(np.zeros((28, 29), np.uint8))
+    with pytest.raises(UserError, match=r"^digits: image 1 is 29x28, not 28x28$"):
+        read_images(listed(good, wide))
+
+
+def test_images_of_a_data_set_in_colour_become_grey() -> None:
+    rgb = np.stack([DIGIT] * 3, axis=-1)
+    images, _ = read_images(listed(tiny_datasets.png(rgb)))
+    np.testing.assert_array_equal(images[0], DIGIT)
+
+
+def test_real_digits() -> None:
+    folder = tiny_datasets.real_dataset("mnist")
+    images, labels = read_images(open_source("mnist", "test[:1500]", folder))
+    assert labels[:10].tolist() == [2, 0, 4, 8, 7, 6, 0, 6, 3, 1]
+    assert np.bincount(labels).min() > 100
+    # Light on dark, in the middle.
+    assert 30 < images.mean() < 37
+    assert images[:, :2].mean() < 0.1 < 60 < images[:, 12:16, 12:16].mean()
+    # Ones hold the least ink, noughts the most.
+    ink = [images[labels == digit].mean() for digit in range(10)]
+    assert np.argmin(ink) == 1
+    assert np.argmax(ink) == 0
+
+
+def grey_of(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma."""
+    return rgb @ np.array([0.299, 0.587, 0.114])
+
+
+def test_png_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
+    read = read_png(save(tmp_path, Image.fromarray(DIGIT)))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, DIGIT)
+    read[0, 0] = 1  # the caller's own
+
+
+def test_every_mode_becomes_grey(tmp_path: Path) -> None:
+    rgb = RNG.integers(0, 256, (28, 28, 3), np.uint8)
+    read = read_png(save(tmp_path, Image.fromarray(rgb)))
+    np.testing.assert_allclose(read, grey_of(rgb), atol=1)
+
+    bits = DIGIT > 127
+    read = read_png(save(tmp_path, Image.fromarray(bits)))
+    np.testing.assert_array_equal(read, bits * 255)
+
+    palette = Image.fromarray(DIGIT // 16 * 17).convert("P")
+    read = read_png(save(tmp_path, palette))
+    np.testing.assert_array_equal(read, DIGIT // 16 * 17)
+
+    deep = RNG.integers(0, 65536, (28, 28), np.uint16)
+    read = read_png(save(tmp_path, Image.fromarray(deep)))
+    np.testing.assert_array_equal(read, deep // 257)
+
+    read = read_png(save(tmp_path, Image.fromarray(DIGIT), "BMP"))
+    np.testing.assert_array_equal(read, DIGIT)
+
+
+def test_what_is_transparent_is_black(tmp_path: Path) -> None:
+    alpha = RNG.integers(0, 256, (28, 28), np.uint8)
+    alpha[:9] = 0
+    white = np.full((28, 28, 3), 255, np.uint8)
+    rgba = np.concatenate([white, alpha[..., None]], axis=-1)
+    read = read_png(save(tmp_path, Image.fromarray(rgba)))
+    np.testing.assert_array_equal(read, alpha)
+    both = np.stack([DIGIT, alpha], axis=-1)
+    read = read_png(save(tmp_path, Image.fromarray(both)))
+    np.testing.assert_allclose(read, DIGIT / 255 * alpha, atol=1)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 3), (2, 5), (10, 10)])
+def test_other_sizes_are_averaged(tmp_path: Path, rows: int, columns: int) -> None:
+    noisy = RNG.integers(0, 256, (28 * rows, 28 * columns), np.uint8)
+    mean = noisy.reshape(28, rows, 28, columns).mean((1, 3))
+    read = read_png(save(tmp_path, Image.fromarray(noisy)))
+    np.testing.assert_allclose(read, mean, atol=1)
+
+
+def test_small_image_is_enlarged(tmp_path: Path) -> None:
+    small = RNG.integers(0, 256, (14, 7), np.uint8)
+    read = read_png(save(tmp_path, Image.fromarray(small)))
+    np.testing.assert_array_equal(read, small.repeat(2, 0).repeat(4, 1))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(UserError) as error:
+            read_png(str(path))
+        assert str(error.value) == f"no image file {path}: give a PNG file of a digit"
+
+
+def test_file_that_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "digit.png"
+    good = tiny_datasets.png(DIGIT)
+    # The header of an image of 10 gigapixels, which would fill the memory.
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + good[24:29]
+    bomb = good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
+    for content in (b"", b"not an image\n", good[:300], bomb):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            read_png(str(path))
+        assert str(error.value) == (
+            f"{path} cannot be read as an image: give a PNG file of a digit"
+        )
+
+
+def test_damaged_file_gives_an_image_or_one_line(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(DIGIT).convert("P").save(buffer, "PNG", transparency=3)
+    whole = buffer.getvalue()
+    path = tmp_path / "digit.png"
+    refused = 0
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= RNG.integers(1, 256)
+        path.write_bytes(damaged)
+        try:
+            assert read_png(str(path)).shape == (28, 28)
+        except UserError:
+            refused += 1
+    assert refused > 100
