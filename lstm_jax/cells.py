@@ -218,25 +218,40 @@ def gated(
         last = () if noise is None else (row_noise,)
         return gates(extras, carry, zx, zh, *last)
 
-    def step(
-        params: Params, carry: Any, x: Array, step_noise: Noise | None = None
-    ) -> tuple[Any, PyTree]:
-        zx = product(x, params["kernel"], dtype) + jnp.expand_dims(params["bias"], 0)
-        if recurrent is None:
-            zh = product(carry.h, params["recurrent_kernel"], dtype)
-        else:
-            zh = recurrent(params, carry.h, step_noise)
-        noise_axes = None if step_noise is None else Noise(None, 0, 0)
-        rows = jax.vmap(row_gates, in_axes=(None, 0, 0, 0, noise_axes))
-        return rows(extras_of(params), carry, zx, zh, step_noise)
-
+    fused = Fused(row_gates, recurrent, dtype)
     return Cell(
         init=init,
         initial_carry=zeros if initial_carry is None else initial_carry,
-        step=step,
+        step=fused_step(fused),
         noise=noise,
-        fused=Fused(row_gates, recurrent, dtype),
+        fused=fused,
     )
+
+
+def fused_step(fused: Fused) -> Callable[..., tuple[Any, PyTree]]:
+    """The `step` of a cell that is its gates."""
+
+    def step(
+        params: Params, carry: Any, x: Array, noise: Noise | None = None
+    ) -> tuple[Any, PyTree]:
+        zx = product(x, params["kernel"], fused.dtype)
+        zx = zx + jnp.expand_dims(params["bias"], 0)
+        zh = recurrent_product(fused, params, carry.h, noise)
+        noise_axes = None if noise is None else Noise(None, 0, 0)
+        rows = jax.vmap(fused.gates, in_axes=(None, 0, 0, 0, noise_axes))
+        return rows(extras_of(params), carry, zx, zh, noise)
+
+    return step
+
+
+def recurrent_product(
+    fused: Fused, params: Params, h: Float[Array, "B H"], noise: Noise | None
+) -> Float[Array, "B G_H"]:
+    """zh of a step: the cell's own product, or h @ recurrent_kernel."""
+    if fused.recurrent is None:
+        return product(h, params["recurrent_kernel"], fused.dtype)
+    # In the parameters' type, whatever the cell's own product gives.
+    return fused.recurrent(params, h, noise).astype(params["bias"].dtype)
 
 
 def simple_rnn(

@@ -4,7 +4,8 @@ The gates stay the user's: their derivative is `jax.vjp` of `gates` and nothing 
 What this file schedules is everything around them:
 
 - Forward saves the carry before each step and the gates' input: 6 arrays [T, B, H]
-  for an LSTM, where differentiating through `lax.scan` saves 13.
+  for an LSTM, where differentiating through `lax.scan` saves 13. Gates that use zx or
+  zh elsewhere than in the one sum zx + zh have both saved: 4 arrays more.
 - Backward runs in chunks of steps. The loop over a chunk has one product a step, for
   the carry, and finds the gradient of the gates' input; those of the inputs and the
   weights are then large products over the chunk in place of small ones a step, and no
@@ -21,7 +22,14 @@ from jax import lax
 from jax.dtypes import float0
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
-from lstm_jax.cells import Fused, Noise, Params, extras_of, product
+from lstm_jax.cells import (
+    Fused,
+    Noise,
+    Params,
+    extras_of,
+    product,
+    recurrent_product,
+)
 from lstm_jax.gate_tracing import trace_gates
 
 # Steps whose weight gradient is one product: enough for a product at full speed,
@@ -87,10 +95,7 @@ def fused_unroll(
         """The gates' input: (zx + zh,) where they use no more, else (zx, zh)."""
         zx = product(x, params["kernel"], fused.dtype)
         zx = zx + jnp.expand_dims(params["bias"], 0)
-        if fused.recurrent is None:
-            zh = product(h, params["recurrent_kernel"], fused.dtype)
-        else:
-            zh = fused.recurrent(params, h, noise)
+        zh = recurrent_product(fused, params, h, noise)
         return (zx + zh,) if additive else (zx, zh)
 
     def row(
@@ -150,8 +155,7 @@ def fused_unroll(
         def pull_recurrent(dzh: Array, h: Array, noise: Noise | None) -> Array:
             if fused.recurrent is None:
                 return _transposed_product(dzh, params["recurrent_kernel"], fused.dtype)
-            own = fused.recurrent
-            _, pull = jax.vjp(lambda h: own(params, h, noise), h)
+            _, pull = jax.vjp(lambda h: recurrent_product(fused, params, h, noise), h)
             return pull(dzh)[0]
 
         def chunk(totals: Any, at: Any) -> tuple[Any, Array]:
@@ -236,7 +240,11 @@ def _weight_gradient(
     if fused.recurrent is None:
         return gradient | {"recurrent_kernel": of_kernel(hs, dzh)}
     axes = None if noise is None else Noise(None, None, 0)
-    steps = jax.vmap(fused.recurrent, in_axes=(None, 0, axes))
+
+    def step(params: Params, h: Float[Array, "B H"], noise: Noise | None) -> Array:
+        return recurrent_product(fused, params, h, noise)
+
+    steps = jax.vmap(step, in_axes=(None, 0, axes))
     _, pull = jax.vjp(lambda params: steps(params, hs, noise), params)
     own = pull(dzh)[0]
     return own | _add({k: own[k] for k in gradient}, gradient)

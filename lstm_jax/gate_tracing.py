@@ -33,18 +33,19 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
             lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree
         )
 
-    of_row, of_batch = None, None
+    at_step, axes = None, None
     if noise is not None:
-        shared = without(0, noise.shared)
-        of_batch = Noise(shared, without(0, noise.sequence), without(1, noise.step))
-        of_row = Noise(shared, without(1, noise.sequence), without(2, noise.step))
-    z = without(0, params["bias"])
-    before = (without(0, extras_of(params)), without(1, carry))
-    traced = jax.make_jaxpr(fused.gates)(*before, z, z, of_row)
+        at_step = noise._replace(step=without(1, noise.step))
+        at_step, axes = without(0, at_step), Noise(None, 0, 0)
+    bias = params["bias"]
+    z = jax.ShapeDtypeStruct((carry.h.shape[0], *bias.shape), bias.dtype)
+    before = (without(0, extras_of(params)), without(0, carry))
+    rows = jax.vmap(fused.gates, in_axes=(None, 0, 0, 0, axes))
+    traced = jax.make_jaxpr(rows)(*before, z, z, at_step)
     _refuse_closure("gates", traced)
     if fused.recurrent is not None:
         of_recurrent = jax.make_jaxpr(fused.recurrent)(
-            without(0, params), without(0, carry.h), of_batch
+            without(0, params), without(0, carry.h), at_step
         )
         _refuse_closure("recurrent", of_recurrent)
     first = len(jax.tree.leaves(before))

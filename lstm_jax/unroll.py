@@ -39,6 +39,8 @@ def unroll(
     At a masked step (past a row's length, or where `mask` is False) the carry passes
     through unchanged, `ys` is exactly zero, and the content of `xs` changes nothing,
     NaN and infinity included.
+    The cell runs there all the same, on x = 0, and what it gives is not used: a cell
+    whose derivative is not finite there (a norm without an epsilon) spoils gradients.
 
     >>> import jax, jax.numpy as jnp, lstm_jax as lj
     >>> cell = lj.lstm(hidden_size=4)
