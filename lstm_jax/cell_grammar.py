@@ -66,6 +66,9 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
     keywords = _keywords(CELLS[name])
     if any(word.arg not in keywords for word in call.keywords):
         raise UserError(f"model.cell={text!r}: {name} takes {', '.join(keywords)}")
+    names = [word.arg for word in call.keywords]
+    if len(set(names)) < len(names):
+        raise UserError(f"model.cell={text!r} gives a keyword twice")
     options = {str(word.arg): _value(word, text) for word in call.keywords}
     try:
         return CELLS[name](hidden_size, **options)

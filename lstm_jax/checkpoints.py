@@ -44,7 +44,8 @@ def open_checkpoints(
         an interrupted save left behind is deleted. None is for reading: nothing is
         created or deleted.
       best: The metric in `meta["metrics"]` whose best checkpoint stays as well. A
-        name that ends in "loss" or "perplexity" is minimised, any other maximised.
+        name that ends in "loss", "perplexity", "mae" or "rmse" is minimised, any other
+        maximised.
 
     Returns:
       The manager that the other functions of this module take.
@@ -86,8 +87,8 @@ def save(
     Args:
       manager: From `open_checkpoints`, with `keep`.
       step: The number of updates behind `state`, greater than any saved before.
-      state: A NamedTuple with a field `params`; its leaves are arrays. It may be
-        donated as soon as this function returns.
+      state: A NamedTuple with the fields `params` and `average`; its leaves are
+        arrays. It may be donated as soon as this function returns.
       meta: What JSON can hold; `meta["metrics"]`, if there is one, maps names of
         metrics to numbers or None.
 
@@ -100,7 +101,7 @@ def save(
         version = "unknown"
     # The round trip copies: the caller may change `meta` before it is written.
     meta = json.loads(json.dumps({**meta, "format": FORMAT, "version": version}))
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_fields(state)))
     if not manager.save(step, args=args, metrics=meta):
         raise ValueError(f"step {step} is not after step {manager.latest_step()}")
 
@@ -177,7 +178,8 @@ def restore(
         arrays are not those of `abstract_state`.
     """
     meta = read_meta(manager, step)
-    saved, wanted = _entries(_saved_tree(manager, step)), _entries(abstract_state)
+    fields = _fields(abstract_state)
+    saved, wanted = _entries(_saved_tree(manager, step)), _entries(fields)
     differing = [
         f"{path} is {saved.get(path, 'absent')}, not {wanted.get(path, 'absent')}"
         for path in {**wanted, **saved}
@@ -196,36 +198,50 @@ def restore(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device
         ),
-        abstract_state,
+        fields,
     )
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )
     restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
-    return restored.state, meta
+    return abstract_state._replace(**restored.state), meta
 
 
 def restore_params(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Restores the parameters alone; the rest of the state is not read.
+    """Restores the parameters that predict; the rest of the state is not read.
 
     Args:
       manager: From `open_checkpoints`.
       step: The step of the checkpoint.
 
     Returns:
-      The field `params` of the saved state: nested dicts of numpy arrays.
+      The field `average` of the saved state or, without one, `params`: nested dicts
+      of numpy arrays.
 
     Raises:
       UserError: If `read_meta` raises it.
     """
     read_meta(manager, step)
-    item = {"params": _saved_tree(manager, step)["params"]}
+    saved = _saved_tree(manager, step)
+    field = "average" if "average" in saved else "params"
+    item = {field: saved[field]}
     numpy_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     args = ocp.args.PyTreeRestore(
         item=item, restore_args=numpy_args, partial_restore=True
     )
     restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
-    return restored.state["params"]
+    return restored.state[field]
+
+
+def _fields(state: Any) -> dict[str, Any]:
+    """The fields of a state that hold arrays.
+
+    An older checkpoint lacks the fields that came later; it is read as long as they
+    would have been empty.
+    """
+    return {
+        name: value for name, value in state._asdict().items() if jax.tree.leaves(value)
+    }
 
 
 def _saved_tree(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -234,18 +250,31 @@ def _saved_tree(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return metadata.state.tree
 
 
-def _entries(tree: PyTree) -> dict[str, str]:
+def _entries(tree: dict[str, Any]) -> dict[str, str]:
     """Maps the path of every array, and of every empty node, to type and shape."""
-    flat = ocp.tree.to_flat_dict(tree, sep="/", keep_empty_nodes=True)
-    return {
-        path: f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else "empty"
-        for path, leaf in flat.items()
-    }
+    entries = {}
+    for (
+        name,
+        value,
+    ) in tree.items():  # in the order of the fields, which flattening sorts
+        flat = ocp.tree.to_flat_dict({name: value}, sep="/", keep_empty_nodes=True)
+        for path, leaf in flat.items():
+            is_array = hasattr(leaf, "shape")
+            entries[path] = f"{leaf.dtype}{list(leaf.shape)}" if is_array else "empty"
+    return entries
+
+
+def score(metrics: dict[str, float | None], metric: str | None) -> float:
+    """How good metrics are by one of them.
+
+    Returns:
+      The greater the better; -inf where the metric is missing or not finite.
+    """
+    value = None if metric is None else metrics.get(metric)
+    if metric is None or value is None or not math.isfinite(value):
+        return -math.inf
+    return -value if metric.endswith(("loss", "perplexity", "mae", "rmse")) else value
 
 
 def _score(meta: dict[str, Any] | None, metric: str | None) -> float:
-    """The greater the better; -inf where the metric is missing or not finite."""
-    value = ((meta or {}).get("metrics") or {}).get(metric)
-    if metric is None or value is None or not math.isfinite(value):
-        return -math.inf
-    return -value if metric.endswith(("loss", "perplexity")) else value
+    return score((meta or {}).get("metrics") or {}, metric)

@@ -1,5 +1,6 @@
 """From the command line to a function, with errors that fit one line."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def define_config(default: Path) -> "flags.FlagHolder[Config]":
             help_string="The experiment; --config.FIELD=VALUE changes a field of it.",
         )
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        reason = str(error.args[0]).strip("'\"")
+        reason = str(error.args[0]).strip("'\"").replace(" Did you", ". Did you")
         _stop(f"--config: no such field or value: {reason}")
 
 
@@ -59,8 +60,15 @@ def run(main: Callable[[], None]) -> None:
             _stop(f"{error} (see --help)")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             _stop(str(error))
-        except OSError:
-            _stop("--config: cannot read that file (see the folder configs)")
+        except OSError as error:
+            _stop(
+                f"--config: cannot read {error.filename} ({error.strerror}; see the "
+                "folder configs)"
+            )
+        except SyntaxError as error:
+            _stop(f"--config: {error.filename}, line {error.lineno}: {error.msg}")
+        except ImportError as error:
+            _stop(f"--config: {error}")
         if len(rest) > 1:
             _stop(f"unexpected argument {rest[1]!r}: flags begin with --")
         if not flags.FLAGS["verbosity"].present:
@@ -74,8 +82,25 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _stop(str(error))
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=parse)
+
+
+def ask(prompt: str, answer: Callable[[str], None]) -> None:
+    """Asks for lines and answers them, until the end of input or Ctrl-C."""
+    while True:
+        try:
+            answer(input(prompt))
+        except UserError as error:
+            print(error)
+        except UnicodeDecodeError:
+            print("this line is not UTF-8")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
 
 
 def _stop(message: str) -> NoReturn:

@@ -1,13 +1,15 @@
 """Continuing text: one jitted loop."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lstm_jax.cells import Params
-from lstm_jax.models import SequenceClassifier
+from lstm_jax.data.reviews import PAD, UNKNOWN
+from lstm_jax.models import LanguageModel, SequenceClassifier
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_words", "top_k"))
@@ -47,6 +49,49 @@ def continue_window(
         return jnp.append(window[1:], word), word
 
     return jax.lax.scan(step, window, jax.random.split(key, num_words))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_words", "top_k"))
+def continue_stream(
+    model: LanguageModel,
+    params: Params,
+    prompt: Int[Array, " size"],
+    *,
+    num_words: int,
+    temperature: Float[Array, ""] | float = 0.0,
+    top_k: int = 0,
+    key: PRNGKeyArray | None = None,
+) -> Int[Array, " num_words"]:
+    """Symbols that follow a prompt, the carry handed from each to the next.
+
+    Args:
+      model: gives logits of the next symbol.
+      params: its parameters.
+      prompt: the symbols to begin with.
+      num_words: how many to add.
+      temperature: as in `continue_window`.
+      top_k: as in `continue_window`.
+      key: randomness of the draws; None: that of seed 0.
+
+    Returns:
+      The added symbols, neither `PAD` nor `UNKNOWN`; `START` ends a text.
+    """
+    key = jax.random.key(0) if key is None else key
+    variables = {"params": params}
+    (carry, logits), _ = model.apply(variables, prompt[None], mutable=[])
+
+    def step(
+        state: tuple[Any, Float[Array, " V"]], key: PRNGKeyArray
+    ) -> tuple[Any, Int[Array, ""]]:
+        carry, logits = state
+        # What a person would not write.
+        logits = logits.at[jnp.array([PAD, UNKNOWN])].set(-jnp.inf)
+        word = _choose(logits, temperature, top_k, key).astype(prompt.dtype)
+        (carry, logits), _ = model.apply(variables, word[None, None], carry, mutable=[])
+        return (carry, logits[0, -1]), word
+
+    keys = jax.random.split(key, num_words)
+    return jax.lax.scan(step, (carry, logits[0, -1]), keys)[1]
 
 
 def _choose(

@@ -1,42 +1,43 @@
-"""A trained run answers: continuing text."""
+"""A trained run, loaded to answer."""
 
-import math
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array
 from tokenizers import Tokenizer
 
 from lstm_jax import workdirs
 from lstm_jax.cells import Params
-from lstm_jax.data.text import decode, encode, split_words
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
-from lstm_jax.generation import continue_window
-from lstm_jax.models import SequenceClassifier
-from lstm_jax.tasks import VOCABULARY_FILE, next_word_model
+from lstm_jax.model_config import make_classifier, make_language_model
+from lstm_jax.tasks.next_word import next_word_model
+from lstm_jax.tasks.task import LABELS_FILE, VOCABULARY_FILE
 
 
-class NextWord(NamedTuple):
-    """A trained next-word model, and what it needs to read and write words."""
+class Run(NamedTuple):
+    """A trained model, and what it needs to read and to answer.
 
-    model: SequenceClassifier
+    Attributes:
+      config: of the run.
+      model: the Flax module.
+      params: its parameters.
+      vocabulary: of the texts; None where the inputs are images.
+      labels: names of the classes; () where the answer is text.
+    """
+
+    config: Config
+    model: Any
     params: Params
-    vocabulary: Tokenizer
-    window: int
+    vocabulary: Tokenizer | None
+    labels: tuple[str, ...]
 
 
-class Sampling(NamedTuple):
-    """How the next word is chosen; see `lstm_jax.generation.continue_window`."""
-
-    num_words: int = 32
-    temperature: float = 0.0
-    top_k: int = 0
-    seed: int = 0
-
-
-def load(workdir: str | Path, step: int | None = None) -> NextWord:
+def load(workdir: str | Path, step: int | None = None) -> Run:
     """Loads the model of a run.
 
     Args:
@@ -44,79 +45,85 @@ def load(workdir: str | Path, step: int | None = None) -> NextWord:
       step: which checkpoint; None: the best if the run tracks one, else the last.
 
     Raises:
-      UserError: the folder holds no run that continues text, or no such checkpoint.
+      UserError: the folder holds no run that answers, or no such checkpoint.
     """
     config = workdirs.read_config(workdir)
-    if config.task != "next_word":
-        raise UserError(f"{workdir} is a run of task {config.task!r}: it has no words")
-    path = Path(workdir) / VOCABULARY_FILE
+    if config.task not in _MODELS:
+        raise UserError(
+            f"{workdir} is a run of task {config.task!r}: predict.py answers for "
+            f"{', '.join(_MODELS)}"
+        )
+    reads_text, has_labels, make = _MODELS[config.task]
+    vocabulary = _vocabulary(Path(workdir)) if reads_text else None
+    labels = _labels(Path(workdir)) if has_labels else ()
+    model, inputs = make(config, vocabulary, labels)
+    if step is None:
+        step = workdirs.answering_step(workdir, config.checkpoint.best or None)
+    params = workdirs.load_params(workdir, step)
+    wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} is of another model than its "
+            "files describe: restore them, or train again"
+        )
+    return Run(config, model, params, vocabulary, labels)
+
+
+def prompt(run: Run) -> str:
+    """What a person is asked for."""
+    if run.labels:
+        return "text: "
+    window = run.config.data.window
+    return f"{window} words: " if run.config.task == "next_word" else "words: "
+
+
+def _next_word(config: Config, vocabulary: Any, _: Any) -> tuple[Any, Array]:
+    window = jnp.zeros((1, config.data.window), jnp.int32)
+    return next_word_model(config, vocabulary), window
+
+
+def _language_model(config: Config, vocabulary: Any, _: Any) -> tuple[Any, Array]:
+    model = make_language_model(config.model, vocabulary.get_vocab_size())
+    return model, jnp.zeros((1, 1), jnp.int32)
+
+
+def _text_classifier(config: Config, vocabulary: Any, labels: Any) -> tuple[Any, Array]:
+    size = vocabulary.get_vocab_size()
+    model = make_classifier(config.model, len(labels), size)
+    return model, jnp.zeros((1, config.data.length), jnp.int32)
+
+
+def _image_classifier(config: Config, _: Any, labels: Any) -> tuple[Any, Array]:
+    return make_classifier(config.model, len(labels), None), jnp.zeros((1, 28, 28))
+
+
+# Of each task that answers: whether it reads text, whether it has labels, its model.
+_MODELS: dict[str, tuple[bool, bool, Callable[..., tuple[Any, Array]]]] = {
+    "next_word": (True, False, _next_word),
+    "language_model": (True, False, _language_model),
+    "classify_text": (True, True, _text_classifier),
+    "classify_images": (False, True, _image_classifier),
+}
+
+
+def _vocabulary(workdir: Path) -> Tokenizer:
+    path = workdir / VOCABULARY_FILE
     try:
-        vocabulary = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise UserError(
             f"{path} is missing or damaged ({error}): train again"
         ) from None
-    if step is None:
-        step = workdirs.answering_step(workdir, config.checkpoint.best or None)
-    model = next_word_model(config, vocabulary)
-    params = workdirs.load_params(workdir, step)
-    window = jnp.zeros((1, config.data.window), jnp.int32)
-    wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), window)["params"])
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+
+
+def _labels(workdir: Path) -> tuple[str, ...]:
+    path = workdir / LABELS_FILE
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+            raise ValueError("no list of names")
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"the checkpoint of step {step} in {workdir} is of another model than its "
-            "config.json describes: restore that file, or train again"
-        )
-    return NextWord(model, params, vocabulary, config.data.window)
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises a `UserError` where a value is out of range."""
-    for name, value, least in (
-        ("num_words", sampling.num_words, 1),
-        ("temperature", sampling.temperature, 0),
-        ("top_k", sampling.top_k, 0),
-        ("seed", sampling.seed, 0),
-    ):
-        if not least <= value < math.inf:
-            raise UserError(f"--{name}={value} must be finite and at least {least}")
-    if sampling.seed >= 2**32:
-        raise UserError(f"--seed={sampling.seed} must be below 2**32")
-
-
-def continue_text(run: NextWord, text: str, sampling: Sampling) -> str:
-    """The text's words, and the words that follow.
-
-    Raises:
-      UserError: the text has too few words, or one not in the vocabulary.
-    """
-    words = split_words(text)
-    if len(words) < run.window:
-        raise UserError(
-            f"{len(words)} words given: the model reads {run.window} (punctuation "
-            "counts, each run of it as a word)"
-        )
-    ids = encode(run.vocabulary, words)
-    added = continue_window(
-        run.model,
-        run.params,
-        jnp.asarray(ids[-run.window :]),
-        num_words=sampling.num_words,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        key=jax.random.key(sampling.seed),
-    )
-    return decode(run.vocabulary, np.concatenate([ids, added]))
-
-
-def converse(run: NextWord, sampling: Sampling) -> None:
-    """Asks for words and continues them, until the end of input or Ctrl-C."""
-    while True:
-        try:
-            text = input(f"{run.window} words: ")
-            print(continue_text(run, text, sampling))
-        except UserError as error:
-            print(error)
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
+            f"{path} is missing or damaged ({error}): train again"
+        ) from None
+    return tuple(labels)

@@ -1,171 +1,23 @@
-"""Training: pure steps, and `fit`, the one place with jit and side effects."""
+"""`fit`: the one place with jit and side effects."""
 
 import functools
 import math
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
 
-from lstm_jax import checkpoints, reporting, workdirs
-from lstm_jax.cells import Params
+from lstm_jax import checkpoints, reporting, steps, workdirs
 from lstm_jax.config import Config, check_config
 from lstm_jax.errors import UserError
 from lstm_jax.optimizers import make_optimizer
-from lstm_jax.tasks import Examples, Sums, Task
-
-
-class TrainState(NamedTuple):
-    """All that a step changes; what a checkpoint holds.
-
-    Attributes:
-      step: number of updates done.
-      params: the parameters.
-      opt_state: the optimizer's state.
-      sums: of the metrics since the last row of `metrics.jsonl`.
-    """
-
-    step: Int[Array, ""]
-    params: Params
-    opt_state: optax.OptState
-    sums: Sums
-
-
-class Keys(NamedTuple):
-    """Where the randomness of a run comes from; all of it follows from the seed."""
-
-    init: PRNGKeyArray
-    order: PRNGKeyArray
-    noise: PRNGKeyArray
-
-
-def make_keys(seed: int) -> Keys:
-    """The keys of a run."""
-    return Keys(*jax.random.split(jax.random.key(seed), 3))
-
-
-def init_state(
-    task: Task, optimizer: optax.GradientTransformation, keys: Keys
-) -> TrainState:
-    """The state before the first step."""
-    params: Any = task.init(keys.init)
-    zero = jnp.zeros((1,))
-    one = jax.tree.map(lambda a: jnp.zeros_like(a[:1]), task.examples)
-    sums = jax.eval_shape(task.loss, params, one, zero, None)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        sums=jax.tree.map(jnp.zeros_like, sums),
-    )
-
-
-def train_step(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
-    noise_key: PRNGKeyArray,
-    state: TrainState,
-    examples: Examples,
-    order: Int[Array, " epoch_size"],
-) -> TrainState:
-    """One update on the batch that follows from the step and the epoch's order."""
-    batch, weight = _batch(task.epoch_size, batch_size, state.step, examples, order)
-    key = jax.random.fold_in(noise_key, state.step)
-
-    def mean_loss(params: Params) -> tuple[Float[Array, ""], Sums]:
-        sums = task.loss(params, batch, weight, key)
-        return sums["loss"] / sums["count"], sums
-
-    gradient, sums = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        sums=jax.tree.map(jnp.add, state.sums, sums),
-    )
-
-
-def train_steps(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
-    keys: Keys,
-    state: TrainState,
-    examples: Examples,
-    count: Int[Array, ""],
-) -> TrainState:
-    """`count` updates in one dispatch.
-
-    The count is an argument of the compiled program, not a part of it: any number of
-    steps runs the same code, and so gives the same bits, however it is divided.
-    """
-    steps_per_epoch = _num_batches(task.epoch_size, batch_size)
-
-    def order_at(step: Int[Array, ""]) -> Int[Array, " epoch_size"]:
-        return task.order(keys.order, step // steps_per_epoch)
-
-    def body(_: Any, carried: Any) -> Any:
-        state, order = carried
-        order = jax.lax.cond(
-            state.step % steps_per_epoch == 0,
-            lambda: order_at(state.step),
-            lambda: order,
-        )
-        state = train_step(
-            task, optimizer, batch_size, keys.noise, state, examples, order
-        )
-        return state, order
-
-    return jax.lax.fori_loop(0, count, body, (state, order_at(state.step)))[0]
-
-
-def eval_step(
-    task: Task,
-    batch_size: int,
-    params: Params,
-    examples: Examples,
-    step: Int[Array, ""],
-) -> Sums:
-    """Sums over batch number `step` of a split, in the order of its examples."""
-    size = jax.tree.leaves(examples)[0].shape[0]
-    batch, weight = _batch(size, batch_size, step, examples, jnp.arange(size))
-    return task.loss(params, batch, weight, None)
-
-
-def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:
-    """Sums over all examples of a split."""
-    size = jax.tree.leaves(examples)[0].shape[0]
-    sums = jax.lax.map(
-        lambda step: eval_step(task, batch_size, params, examples, step),
-        jnp.arange(_num_batches(size, batch_size)),
-    )
-    return jax.tree.map(lambda a: jnp.sum(a, 0), sums)
-
-
-def _num_batches(size: int, batch_size: int) -> int:
-    return -(-size // batch_size)
-
-
-def _batch(
-    size: int,
-    batch_size: int,
-    step: Int[Array, ""],
-    examples: Examples,
-    order: Int[Array, " size"],
-) -> tuple[Examples, Float[Array, " B"]]:
-    """The examples of a step, and their weights: 0 for what pads the last batch."""
-    first = step % _num_batches(size, batch_size) * batch_size
-    places = first + jnp.arange(batch_size)
-    chosen = order[jnp.minimum(places, size - 1)]
-    weight = (places < size).astype(jnp.float32)
-    return jax.tree.map(lambda a: a[chosen], examples), weight
+from lstm_jax.steps import Keys, Stepping, TrainState
+from lstm_jax.tasks.task import Buckets, Sums, Task
 
 
 def fit(
@@ -197,9 +49,12 @@ def fit(
     """
     check_config(config)
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    keys = make_keys(config.seed)
-    fresh = jax.jit(functools.partial(init_state, task, optimizer))
+    per_epoch = steps.steps_per_epoch(task, config.batch_size)
+    num_steps = config.num_steps or config.num_epochs * per_epoch
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    stepping = Stepping(task, optimizer, config.batch_size, config.optimizer.ema)
+    keys = steps.make_keys(config.seed)
+    fresh = jax.jit(functools.partial(steps.init_state, stepping))
     abstract = jax.eval_shape(fresh, keys)
     _check_best(config.checkpoint.best, task, abstract.sums)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
@@ -210,56 +65,96 @@ def fit(
     with checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best) as manager:
         step = checkpoints.latest_step(manager)
         if step is None:
-            state, seconds = fresh(keys), 0.0
+            state, meta = fresh(keys), {"seconds": 0.0}
             if source is not None:
                 params = workdirs.matching_params(source, state.params)
-                state = state._replace(params=params)
+                average = jax.tree.map(jnp.copy, params) if stepping.ema else ()
+                state = state._replace(params=params, average=average)
         else:
             state, meta = checkpoints.restore(manager, step, abstract)
-            seconds = meta["seconds"]
-        if int(state.step) < config.num_steps:
-            _train(config, task, optimizer, keys, workdir, manager, state, seconds)
+        # Not before all that a resume needs is read.
+        files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
+        workdirs.store(workdir, config, files)
+        at = int(state.step)
+        if at >= num_steps or meta.get("ended", False):
+            print(f"finished before, at step {at}: not trained again", file=sys.stderr)
+        else:
+            if at:
+                print(f"going on from step {at}", file=sys.stderr)
+            _train(config, stepping, keys, num_steps, workdir, manager, state, meta)
     result = workdirs.result(workdir, best)
-    if task.demonstrate is not None:
-        print(task.demonstrate(workdirs.load_params(workdir, result["step"])))
+    if task.demonstrate is not None or task.pictures is not None:
+        params = workdirs.load_params(workdir, result["step"])
+        if task.pictures is not None:
+            for name, png in task.pictures(params).items():
+                reporting.write_file(workdir / name, png)
+        if task.demonstrate is not None:
+            print(task.demonstrate(params))
     return result
+
+
+class Programs(NamedTuple):
+    """What the device runs for `_train`; each compiles once for each shape.
+
+    Attributes:
+      run: `run(state, examples, bucket, count)`, as `steps.train_steps`.
+      measure: `measure(params, examples)`, as `steps.evaluate`.
+      peek: `peek(step, examples)`, as `steps.next_example`.
+      zeros: zeros like a tree.
+      buckets: `buckets(epoch)`: the bucket of each step of an epoch.
+    """
+
+    run: Callable[..., TrainState]
+    measure: Callable[..., Sums]
+    peek: Callable[..., Any]
+    zeros: Callable[[Any], Any]
+    buckets: Callable[[int], np.ndarray]
+
+
+def _programs(stepping: Stepping, keys: Keys) -> Programs:
+    schedule = jax.jit(functools.partial(steps.schedule, stepping, keys))
+    run = functools.partial(steps.train_steps, stepping, keys)
+    measure = functools.partial(steps.evaluate, stepping.task, stepping.batch_size)
+    return Programs(
+        run=jax.jit(run, donate_argnums=0),
+        measure=jax.jit(measure),
+        peek=jax.jit(functools.partial(steps.next_example, stepping, keys)),
+        zeros=jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+        buckets=functools.lru_cache(1)(
+            lambda epoch: np.asarray(schedule(jnp.int32(epoch))[0])
+        ),
+    )
 
 
 def _train(
     config: Config,
-    task: Task,
-    optimizer: optax.GradientTransformation,
+    stepping: Stepping,
     keys: Keys,
+    num_steps: int,
     workdir: Path,
     manager: Any,
     state: TrainState,
-    seconds: float,
+    meta: dict[str, Any],
 ) -> None:
     """Runs the steps that are left; the loop stops where the host has to look in."""
-    batch_size, report = config.batch_size, config.report
-    steps = functools.partial(train_steps, task, optimizer, batch_size, keys)
-    run = jax.jit(steps, donate_argnums=0)
-    measure = jax.jit(functools.partial(evaluate, task, batch_size))
-    peek = jax.jit(functools.partial(next_example, task, batch_size, keys))
-    zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+    task, best = stepping.task, config.checkpoint.best
+    per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
+    programs = _programs(stepping, keys)
     examples, splits = jax.device_put((task.examples, task.splits))
-    size = jax.tree.leaves(examples)[0].shape[0]
-    step = int(state.step)
-    begun = time.perf_counter() - seconds
-    periods = [report.every, report.evaluate_every, config.checkpoint.every]
+    step, report = int(state.step), config.report
+    begun = time.perf_counter() - meta["seconds"]
+    # Without epochs in the config, an epoch's end is nothing to stop for.
+    epoch_period = per_epoch if config.num_epochs else 0
+    evaluate_periods = (report.evaluate_every, epoch_period)
+    save_periods = (config.checkpoint.every, epoch_period)
+    report_periods = (report.every, epoch_period)
     texts = {"config": config.to_json_best_effort(indent=2), "summary": task.summary}
-    out = reporting.open_report(
-        workdir, step=step, total_steps=config.num_steps, texts=texts
-    )
-
-    files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-    workdirs.store(workdir, config, files)  # not before all that a resume needs is read
+    out = reporting.open_report(workdir, step=step, total_steps=num_steps, texts=texts)
 
     def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
-        means = _means(sums)  # waits for the device
-        row = {"step": step, "epoch": step / _num_batches(size, batch_size)}
-        row |= {"split": split, **means, "seconds": time.perf_counter() - begun}
-        reporting.add_row(out, row)
+        means = _means(task, sums)  # waits for the device
+        row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
+        reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
         # Not finite is null, in the checkpoint's metrics as in metrics.jsonl.
         return {
             f"{split}_{name}": value if math.isfinite(value) else None
@@ -274,66 +169,121 @@ def _train(
             add_row("train", *late)
             late = None
 
+    record = Record(**(meta.get("record") or {}))
+    ended = False
     try:
-        while step < config.num_steps:
-            stop = min(_next_stop(step, period) for period in periods if period)
-            stop = min(stop, config.num_steps)
-            state = run(state, examples, jnp.int32(stop - step))
-            step, last = stop, stop == config.num_steps
-            add_late_row()  # only now, with the next steps under way
-            if last or step % report.every == 0:
+        while step < num_steps and not ended:
+            periods = (*report_periods, *evaluate_periods, *save_periods)
+            stop = min([num_steps, *(_next_stop(step, p) for p in periods if p)])
+            while step < stop:
+                bucket, count = _same_bucket(programs, per_epoch, task, step, stop)
+                state = programs.run(
+                    state, examples[bucket], jnp.int32(bucket), jnp.int32(count)
+                )
+                step += count
+                add_late_row()  # only now, with the next steps under way
+            last = step == num_steps
+            if last or _is_due(step, report_periods):
                 late = (step, state.sums)
-                state = state._replace(sums=zeros(state.sums))
+                state = state._replace(sums=programs.zeros(state.sums))
             sampled = report.samples and late is not None and task.sample is not None
-            measured = last or _is_due(step, report.evaluate_every)
-            saved = last or _is_due(step, config.checkpoint.every)
-            saved = saved or (measured and bool(config.checkpoint.best))
-            if sampled or measured or saved:
+            measured = last or _is_due(step, evaluate_periods)
+            if sampled or measured or _is_due(step, save_periods):
                 add_late_row()
             if sampled and task.sample is not None:
-                reporting.say(
-                    out, task.sample(state.params, peek(state.step, examples))
-                )
-            metrics = {}
+                shown = programs.peek(state.step, examples[0])
+                reporting.say(out, task.sample(state.params, shown))
+            metrics: dict[str, float | None] = {}
             if measured:
-                for name, split in splits.items():
-                    metrics |= add_row(name, step, measure(state.params, split))
-            if saved:
-                epoch = step / _num_batches(size, batch_size)
-                spent = time.perf_counter() - begun
-                meta = {"metrics": metrics, "epoch": epoch, "seconds": spent}
+                metrics = _evaluate(programs, splits, state, step, add_row)
+                record = _with_evaluation(record, metrics, best)
+                ended = bool(config.patience) and record.waited >= config.patience
+                if ended and not last:
+                    reporting.say(
+                        out, f"{best} has not improved {record.waited} times: the end"
+                    )
+            saved = last or _is_due(step, save_periods)
+            if saved or (measured and bool(best)):
+                meta = {
+                    "metrics": metrics,
+                    "epoch": step / per_epoch,
+                    "seconds": time.perf_counter() - begun,
+                    "record": record._asdict(),
+                    "ended": ended,
+                }
                 checkpoints.save(manager, step, state, meta)
     finally:
         reporting.close_report(out)
 
 
-def next_example(
-    task: Task, batch_size: int, keys: Keys, step: Int[Array, ""], examples: Examples
-) -> Examples:
-    """The first example of the batch that comes next: one not yet trained on."""
-    epoch = step // _num_batches(task.epoch_size, batch_size)
-    order = task.order(keys.order, epoch)
-    batch, _ = _batch(task.epoch_size, batch_size, step, examples, order)
-    return jax.tree.map(lambda a: a[0], batch)
+class Record(NamedTuple):
+    """What early stopping knows; stored with each checkpoint.
+
+    Attributes:
+      score: of the best evaluation so far, the greater the better; None: of none.
+      waited: evaluations since.
+    """
+
+    score: float | None = None
+    waited: int = 0
 
 
-def _means(sums: Sums) -> dict[str, float]:
+def _with_evaluation(
+    record: Record, metrics: dict[str, float | None], best: str
+) -> Record:
+    score = checkpoints.score(metrics, best or None)
+    if score > (-math.inf if record.score is None else record.score):
+        return Record(score, 0)
+    return record._replace(waited=record.waited + 1)
+
+
+def _evaluate(
+    programs: Programs,
+    splits: dict[str, Buckets],
+    state: TrainState,
+    step: int,
+    add_row: Callable[[str, int, Sums], dict[str, float | None]],
+) -> dict[str, float | None]:
+    """A row of metrics for each split; all of their metrics, by split and name."""
+    params = steps.predicting_params(state)
+    metrics: dict[str, float | None] = {}
+    for name, buckets in splits.items():
+        sums = [programs.measure(params, bucket) for bucket in buckets]
+        metrics |= add_row(name, step, steps.total(sums))
+    return metrics
+
+
+def _same_bucket(
+    programs: Programs, per_epoch: int, task: Task, step: int, stop: int
+) -> tuple[int, int]:
+    """The bucket of a step, and how many steps up to `stop` stay in it."""
+    if len(task.examples) == 1:
+        return 0, stop - step
+    epoch, first = divmod(step, per_epoch)
+    buckets = programs.buckets(epoch)
+    here = buckets[first : first + stop - step]
+    others = np.flatnonzero(here != here[0])
+    return int(here[0]), int(others[0]) if others.size else len(here)
+
+
+def _means(task: Task, sums: Sums) -> dict[str, float]:
     known = {name: float(value) for name, value in jax.device_get(sums).items()}
     count = known.pop("count")
     means = {name: value / count for name, value in known.items()}
-    return {"loss": means.pop("loss"), **means}
+    means = {"loss": means.pop("loss"), **means}
+    return means if task.finish is None else task.finish(means)
 
 
 def _next_stop(step: int, period: int) -> int:
     return step // period * period + period
 
 
-def _is_due(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
+def _is_due(step: int, periods: tuple[int, ...]) -> bool:
+    return any(step % period == 0 for period in periods if period)
 
 
 def _check_best(best: str, task: Task, sums: Any) -> None:
-    metrics = [name for name in sums if name != "count"]
+    metrics = list(_means(task, {name: jnp.ones(()) for name in sums}))
     known = [f"{split}_{name}" for split in task.splits for name in metrics]
     if best and best not in known:
         raise UserError(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from lstm_jax import checkpoints
 from lstm_jax.cells import Params
@@ -16,8 +15,9 @@ from lstm_jax.reporting import write_file
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
-# What may differ when a run goes on: it changes no update.
-FREE = ("report.", "checkpoint.")
+# What may differ when a run goes on: it changes no update. The data may have moved: a
+# hash among the task's files tells whether it is the same.
+FREE = ("report.", "checkpoint.", "data.tfds_dir", "data.path", "data.test_path")
 
 
 def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
@@ -63,8 +63,7 @@ def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
 
 def store(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
     """Writes the config and the files of a run that begins or goes on."""
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-    for name, content in {**files, CONFIG_FILE: text + "\n"}.items():
+    for name, content in {**files, CONFIG_FILE: _text(config)}.items():
         write_file(workdir / name, content)
 
 
@@ -87,12 +86,23 @@ def read_config(workdir: str | Path) -> Config:
         raise UserError(f"{path} is damaged: {mend}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no config: {mend}")
-    known = _flat(fields)
-    for name, default in _flat(base_config().to_dict()).items():
-        types = (int, float) if type(default) is float else (type(default),)
-        if type(known.get(name)) not in types:
-            raise UserError(f"{path} has no {name}, or not of its type: {mend}")
-    return ConfigDict(fields)
+    config = base_config()
+    defaults = _flat(config.to_dict())
+    for name, value in _flat(fields).items():
+        if name not in defaults:
+            raise UserError(
+                f"{path} has a field {name}, which this lstm_jax does not know: {mend}"
+            )
+        default = defaults[name]
+        types = {float: (int, float), tuple: (list,)}.get(type(default), type(default))
+        if not isinstance(value, types) or isinstance(value, bool) != isinstance(
+            default, bool
+        ):
+            raise UserError(f"{path}: {name}={value!r} is not of its type: {mend}")
+        config.update_from_flattened_dict(
+            {name: tuple(value) if isinstance(default, tuple) else value}
+        )
+    return config
 
 
 def answering_step(workdir: str | Path, best: str | None) -> int:
@@ -140,7 +150,8 @@ def load_source(init_from: str | Path, workdir: Path) -> Params | None:
     Raises:
       UserError: `init_from` holds no run.
     """
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    # By number alone: a save that was interrupted leaves a folder 10.orbax-....
+    if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return None
     config = read_config(init_from)
     step = answering_step(init_from, config.checkpoint.best or None)
@@ -171,16 +182,22 @@ def matching_params(source: Params, params: Params) -> Params:
 
 def _differences(old: Config, new: Config) -> list[str]:
     """Fields that keep a run from going on, as `name: old there, new here`."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    longer = after.get("num_steps", 0) > before.get("num_steps", 0)
+    # As JSON has them: a tuple in a config is a list there.
+    before, after = (_flat(json.loads(_text(config))) for config in (old, new))
+    lengths = ("num_steps", "num_epochs")
+    longer = [name for name in lengths if after[name] > before[name] > 0]
     unscheduled = after.get("optimizer.schedule") == "constant"
     return [
         f"{name}: {before.get(name)!r} there, {after.get(name)!r} here"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
         and not name.startswith(FREE)
-        and not (name == "num_steps" and longer and unscheduled)
+        and not (name in longer and unscheduled)
     ]
+
+
+def _text(config: Config) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""A trained run gives labels to texts and images."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from lstm_jax.continuation import check_text
+from lstm_jax.data import reviews
+from lstm_jax.data.files import read_utf8
+from lstm_jax.data.images import read_png
+from lstm_jax.errors import UserError
+from lstm_jax.prediction import Run
+from lstm_jax.tasks.classification import class_logits, class_probabilities
+from lstm_jax.tasks.classify_images import read_mnist, scaled
+from lstm_jax.tasks.classify_text import encoded
+
+_BATCH = 64  # of texts, so that a long file needs little memory
+
+
+class Answer(NamedTuple):
+    """A label and its probability.
+
+    Attributes:
+      label: the likeliest class.
+      probability: of that class.
+      seen: a text's ids as the model sees them, decoded; "" of an image.
+    """
+
+    label: str
+    probability: float
+    seen: str
+
+
+def classify_texts(run: Run, texts: Sequence[str]) -> list[Answer]:
+    """The label of each text.
+
+    Raises:
+      UserError: a text is not UTF-8.
+    """
+    assert run.vocabulary is not None
+    for text in texts:
+        check_text(text)
+    logits = jax.jit(lambda batch: class_logits(run.model, run.params, batch))
+    answers = []
+    for start in range(0, len(texts), _BATCH):
+        part = list(texts[start : start + _BATCH])
+        # Batches of one size compile once.
+        padded = part + [""] * ((_BATCH if len(texts) > 1 else 1) - len(part))
+        ragged = reviews.encode_texts(run.vocabulary, padded)
+        examples = encoded(run.config, ragged, run.vocabulary.get_vocab_size())
+        shares = np.asarray(class_probabilities(logits(examples)))
+        for ids, row in zip(examples["inputs"][: len(part)], shares, strict=False):
+            answers.append(_answer(run, row, reviews.decode(run.vocabulary, ids)))
+    return answers
+
+
+def classify_image(run: Run, path: str) -> Answer:
+    """The digit of an image file, light on dark.
+
+    Raises:
+      UserError: there is no such image.
+    """
+    return _of_image(run, scaled(read_png(path)))
+
+
+def classify_test_image(run: Run, index: int) -> tuple[Answer, str]:
+    """The digit of an image of the test split, and what it truly is.
+
+    Raises:
+      UserError: the data set is not there, or has no such image.
+    """
+    arrays = read_mnist(run.config.data.tfds_dir)
+    size = len(arrays["test_labels"])
+    if not 0 <= index < size:
+        raise UserError(f"--index={index}: the test split has images 0 to {size - 1}")
+    answer = _of_image(run, scaled(arrays["test_images"][index]))
+    return answer, run.labels[arrays["test_labels"][index]]
+
+
+def read_lines(path: str) -> list[str]:
+    """The texts of a file, one a line; empty lines are skipped.
+
+    Raises:
+      UserError: there is no such file, or it holds no UTF-8 text.
+    """
+    text = read_utf8(path, "--input_file takes a file with a text a line")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds no text: give one a line")
+    return lines
+
+
+def _of_image(run: Run, image: Float[np.ndarray, "28 28"]) -> Answer:
+    logits = class_logits(run.model, run.params, {"inputs": image[None]})
+    return _answer(run, np.asarray(class_probabilities(logits))[0], "")
+
+
+def _answer(run: Run, shares: Float[np.ndarray, " classes"], seen: str) -> Answer:
+    best = int(shares.argmax())
+    return Answer(run.labels[best], float(shares[best]), seen)

@@ -1,0 +1,126 @@
+"""Recurrent layers in Flax Linen: thin wrappers of the pure functions.
+
+Shapes: B batch, T time, D features, Y outputs. A layer holds its cell's parameters
+under the name "cell". Noise and dropout draw from the stream "dropout", and only where
+`deterministic` is False.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lstm_jax.cells import Cell
+from lstm_jax.unroll import Implementation, unroll
+
+
+class Recurrent(nn.Module):
+    """One recurrent layer: `lstm_jax.unroll` with parameters of its own.
+
+    Attributes:
+      cell: the cell.
+      reverse: run from the last step to the first.
+      implementation: as in `lstm_jax.unroll`.
+    """
+
+    cell: Cell
+    reverse: bool = False
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        xs: Float[Array, "B T D"],
+        carry: Any = None,
+        *,
+        lengths: Int[Array, " B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        resets: Bool[Array, "B T"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, Any]:
+        """Returns (carry, ys); arguments as in `lstm_jax.unroll`."""
+        params = self.param("cell", self.cell.init, xs.shape[-1])
+        noisy = self.cell.noise is not None and not deterministic
+        return unroll(
+            self.cell,
+            params,
+            xs,
+            carry,
+            lengths=lengths,
+            mask=mask,
+            resets=resets,
+            reverse=self.reverse,
+            key=self.make_rng("dropout") if noisy else None,
+            implementation=self.implementation,
+        )
+
+
+class Bidirectional(nn.Module):
+    """Two layers over the same inputs, one in each direction, outputs concatenated.
+
+    Attributes:
+      cell: the cell of both directions; each has parameters of its own.
+      implementation: as in `lstm_jax.unroll`.
+
+    References:
+      Schuster and Paliwal, Bidirectional recurrent neural networks, IEEE
+      Transactions on Signal Processing 45 (1997).
+    """
+
+    cell: Cell
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, xs: Float[Array, "B T D"], carry: Any = (None, None), **options: Any
+    ) -> tuple[Any, Float[Array, "B T Y"]]:
+        """Returns ((forward carry, backward carry), ys); `options` as `Recurrent`."""
+        forward = Recurrent(self.cell, False, self.implementation, name="forward")
+        backward = Recurrent(self.cell, True, self.implementation, name="backward")
+        forward_carry, forward_ys = forward(xs, carry[0], **options)
+        backward_carry, backward_ys = backward(xs, carry[1], **options)
+        ys = jnp.concatenate([forward_ys, backward_ys], axis=-1)
+        return (forward_carry, backward_carry), ys
+
+
+class Stack(nn.Module):
+    """Recurrent layers one after the other, with dropout between them.
+
+    Attributes:
+      cells: the cell of each layer.
+      dropout: share of each layer's outputs that is dropped before the next layer.
+      input_dropout: share of the features of each layer's inputs that is dropped, the
+        same ones at every step of a sequence.
+      bidirectional: every layer runs in both directions.
+    """
+
+    cells: tuple[Cell, ...]
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    bidirectional: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        xs: Float[Array, "B T D"],
+        carries: tuple[Any, ...] | None = None,
+        *,
+        deterministic: bool = True,
+        **options: Any,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T Y"]]:
+        """Returns (carries, ys), a carry a layer; `options` as `Recurrent`."""
+        final = []
+        for i, cell in enumerate(self.cells):
+            if i > 0 and self.dropout:
+                xs = nn.Dropout(self.dropout)(xs, deterministic=deterministic)
+            if self.input_dropout:
+                whole = nn.Dropout(self.input_dropout, broadcast_dims=(1,))
+                xs = whole(xs, deterministic=deterministic)
+            layer = Bidirectional if self.bidirectional else Recurrent
+            given = () if carries is None else (carries[i],)
+            carry, xs = layer(cell, name=f"layer_{i}")(
+                xs, *given, deterministic=deterministic, **options
+            )
+            final.append(carry)
+        return tuple(final), xs

@@ -1,0 +1,258 @@
+"""The pure steps of training and evaluation; `lstm_jax.training` compiles them.
+
+A batch is a pure function of the seed and the step: its bucket and its place there
+follow from the epoch's schedule, its examples from the epoch's order of that bucket.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from lstm_jax.cells import Params
+from lstm_jax.tasks.task import Examples, Sums, Task, size_of
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; what a checkpoint holds.
+
+    Attributes:
+      step: number of updates done.
+      params: the parameters.
+      opt_state: the optimizer's state.
+      sums: of the metrics since the last row of `metrics.jsonl`.
+      average: the moving average of the parameters, () without one.
+      carry: what the last batch handed on, () for most tasks.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    sums: Sums
+    average: Any
+    carry: PyTree
+
+
+class Keys(NamedTuple):
+    """Where the randomness of a run comes from; all of it follows from the seed."""
+
+    init: PRNGKeyArray
+    order: PRNGKeyArray
+    noise: PRNGKeyArray
+
+
+class Stepping(NamedTuple):
+    """What all steps of a run have in common.
+
+    Attributes:
+      task: what is trained.
+      optimizer: how.
+      batch_size: examples a step.
+      ema: decay of the moving average of the parameters; 0: there is none.
+    """
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    ema: float = 0.0
+
+
+def make_keys(seed: int) -> Keys:
+    """The keys of a run."""
+    return Keys(*jax.random.split(jax.random.key(seed), 3))
+
+
+def init_state(stepping: Stepping, keys: Keys) -> TrainState:
+    """The state before the first step."""
+    task = stepping.task
+    params: Any = task.init(keys.init)
+    carry = task.carry(stepping.batch_size)
+    # The names of the metrics; the batch is as large as the carry.
+    weight = jnp.zeros((stepping.batch_size,))
+    one = jax.tree.map(
+        lambda a: jnp.zeros((stepping.batch_size, *a.shape[1:]), a.dtype),
+        task.examples[0],
+    )
+    sums, _ = jax.eval_shape(task.loss, params, one, weight, None, carry)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=stepping.optimizer.init(params),
+        sums=jax.tree.map(jnp.zeros_like, sums),
+        average=jax.tree.map(jnp.copy, params) if stepping.ema else (),
+        carry=carry,
+    )
+
+
+def predicting_params(state: TrainState) -> Params:
+    """The parameters that are evaluated and predict: the average, if there is one."""
+    return state.average if state.average != () else state.params
+
+
+def batches_of(size: int, batch_size: int) -> int:
+    """Number of batches of a bucket; the last one may be padded."""
+    return -(-size // batch_size)
+
+
+def steps_per_epoch(task: Task, batch_size: int) -> int:
+    """Number of batches of all buckets."""
+    if task.order is not None:
+        return batches_of(len(task.order), batch_size)
+    return sum(batches_of(size_of(bucket), batch_size) for bucket in task.examples)
+
+
+def schedule(
+    stepping: Stepping, keys: Keys, epoch: Int[Array, ""]
+) -> tuple[Int[Array, " S"], Int[Array, " S"]]:
+    """For each step of an epoch its bucket, and the batch's number in that bucket."""
+    task, batch_size = stepping.task, stepping.batch_size
+    if len(task.examples) == 1:
+        numbers = jnp.arange(steps_per_epoch(task, batch_size))
+        return jnp.zeros_like(numbers), numbers
+    counts = [batches_of(size_of(bucket), batch_size) for bucket in task.examples]
+    in_turn = jnp.concatenate([jnp.full(n, k) for k, n in enumerate(counts)])
+    chosen = jax.random.permutation(jax.random.fold_in(keys.order, epoch), in_turn)
+    before = jnp.cumsum(chosen[:, None] == jnp.arange(len(counts)), axis=0) - 1
+    return chosen, jnp.take_along_axis(before, chosen[:, None], axis=1)[:, 0]
+
+
+def epoch_order(
+    task: Task,
+    keys: Keys,
+    epoch: Int[Array, ""],
+    bucket: Int[Array, ""],
+    size: int,
+) -> Int[Array, " order"]:
+    """In which order an epoch visits the examples of a bucket."""
+    if task.order is not None:
+        return jnp.asarray(task.order)
+    key = jax.random.fold_in(jax.random.fold_in(keys.order, epoch), bucket)
+    return jax.random.permutation(key, size)
+
+
+def train_step(
+    stepping: Stepping,
+    keys: Keys,
+    state: TrainState,
+    batch: Examples,
+    weight: Float[Array, " B"],
+) -> TrainState:
+    """One update on a batch."""
+    key = jax.random.fold_in(keys.noise, state.step)
+
+    def mean_loss(params: Params) -> tuple[Float[Array, ""], tuple[Sums, PyTree]]:
+        sums, carry = stepping.task.loss(params, batch, weight, key, state.carry)
+        return sums["loss"] / sums["count"], (sums, carry)
+
+    gradient, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = stepping.optimizer.update(
+        gradient, state.opt_state, state.params
+    )
+    params: Any = optax.apply_updates(state.params, updates)
+    average = state.average
+    if stepping.ema:
+        # A short memory at first, or the average would long remember its beginning.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(stepping.ema, (1 + step) / (10 + step))
+        average = optax.incremental_update(params, average, 1 - decay)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        sums=jax.tree.map(jnp.add, state.sums, sums),
+        average=average,
+        carry=carry,
+    )
+
+
+def train_steps(
+    stepping: Stepping,
+    keys: Keys,
+    state: TrainState,
+    examples: Examples,
+    bucket: Int[Array, ""],
+    count: Int[Array, ""],
+) -> TrainState:
+    """`count` updates in one dispatch, on batches of one bucket.
+
+    The count is an argument of the compiled program, not a part of it: any number of
+    steps runs the same code, and so gives the same bits, however it is divided.
+    """
+    task, batch_size = stepping.task, stepping.batch_size
+    per_epoch = steps_per_epoch(task, batch_size)
+
+    def plan(step: Int[Array, ""]) -> tuple[Int[Array, " order"], Int[Array, " S"]]:
+        epoch = step // per_epoch
+        order = epoch_order(task, keys, epoch, bucket, size_of(examples))
+        return order, schedule(stepping, keys, epoch)[1]
+
+    def body(_: Any, carried: Any) -> Any:
+        state, planned = carried
+        begins = state.step % per_epoch == 0
+        planned = jax.lax.cond(begins, lambda: plan(state.step), lambda: planned)
+        order, numbers = planned
+        number = numbers[state.step % per_epoch]
+        batch, weight = take_batch(examples, order, number, batch_size)
+        anew = task.carry(batch_size)
+        carry = jax.tree.map(lambda a, b: jnp.where(begins, a, b), anew, state.carry)
+        state = state._replace(carry=carry)
+        return train_step(stepping, keys, state, batch, weight), planned
+
+    return jax.lax.fori_loop(0, count, body, (state, plan(state.step)))[0]
+
+
+def take_batch(
+    examples: Examples,
+    order: Int[Array, " order"],
+    number: Int[Array, ""],
+    batch_size: int,
+) -> tuple[Examples, Float[Array, " B"]]:
+    """A batch, and its examples' weights: 0 for what pads the last one."""
+    places = number * batch_size + jnp.arange(batch_size)
+    chosen = order[jnp.minimum(places, order.shape[0] - 1)]
+    weight = (places < order.shape[0]).astype(jnp.float32)
+    return jax.tree.map(lambda a: a[chosen], examples), weight
+
+
+def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:
+    """Sums over all examples of a bucket, in their order."""
+
+    def body(carry: PyTree, number: Int[Array, ""]) -> tuple[PyTree, Sums]:
+        sums, carry = eval_step(task, batch_size, params, examples, number, carry)
+        return carry, sums
+
+    numbers = jnp.arange(batches_of(size_of(examples), batch_size))
+    _, sums = jax.lax.scan(body, task.carry(batch_size), numbers)
+    return jax.tree.map(lambda a: jnp.sum(a, 0), sums)
+
+
+def eval_step(
+    task: Task,
+    batch_size: int,
+    params: Params,
+    examples: Examples,
+    number: Int[Array, ""],
+    carry: PyTree,
+) -> tuple[Sums, PyTree]:
+    """Sums over a batch of a bucket, in the order of its examples; and the carry."""
+    order = jnp.arange(size_of(examples))
+    batch, weight = take_batch(examples, order, number, batch_size)
+    return task.loss(params, batch, weight, None, carry)
+
+
+def next_example(
+    stepping: Stepping, keys: Keys, step: Int[Array, ""], examples: Examples
+) -> Examples:
+    """The first example of the batch that comes next, of a task with one bucket."""
+    task, batch_size = stepping.task, stepping.batch_size
+    epoch, number = jnp.divmod(step, steps_per_epoch(task, batch_size))
+    order = epoch_order(task, keys, epoch, jnp.int32(0), size_of(examples))
+    batch, _ = take_batch(examples, order, number, batch_size)
+    return jax.tree.map(lambda a: a[0], batch)
+
+
+def total(sums: list[Sums]) -> Sums:
+    """The sum over buckets."""
+    return jax.tree.map(lambda *parts: sum(parts), *sums)

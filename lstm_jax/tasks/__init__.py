@@ -1,0 +1,37 @@
+"""What a batch means: its loss, its metrics, and what a person is shown of it."""
+
+from collections.abc import Callable
+
+from lstm_jax.config import Config, check_config
+from lstm_jax.errors import UserError
+from lstm_jax.tasks.classification import classification
+from lstm_jax.tasks.classify_images import classify_images
+from lstm_jax.tasks.classify_text import classify_text
+from lstm_jax.tasks.language_model import language_model
+from lstm_jax.tasks.next_word import next_word
+from lstm_jax.tasks.regress import regress
+from lstm_jax.tasks.tag import tag
+from lstm_jax.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "classification", "make_task"]
+
+TASKS: dict[str, Callable[[Config], Task]] = {
+    "next_word": next_word,
+    "language_model": language_model,
+    "classify_text": classify_text,
+    "classify_images": classify_images,
+    "tag": tag,
+    "regress": regress,
+}
+
+
+def make_task(config: Config) -> Task:
+    """The task that a config names.
+
+    Raises:
+      UserError: there is none of that name, or its data is no use.
+    """
+    check_config(config)
+    if config.task not in TASKS:
+        raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
+    return TASKS[config.task](config)

@@ -1,0 +1,208 @@
+"""Sequences with one label each."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from lstm_jax.cells import Params
+from lstm_jax.data.buckets import split_buckets
+from lstm_jax.data.fingerprint import fingerprint
+from lstm_jax.models import SequenceClassifier, SequenceTagger
+from lstm_jax.summary import summarize
+from lstm_jax.tasks.task import Buckets, Examples, Sums, Task, size_of
+
+# (inputs [N, T, ...], labels [N]) or (inputs, labels, lengths [N]).
+Split = tuple[Any, ...]
+
+
+def classification(
+    model: SequenceClassifier,
+    inputs: Shaped[np.ndarray, "N T *D"],
+    labels: Int[np.ndarray, " N"],
+    splits: dict[str, Split] | None = None,
+    *,
+    lengths: Int[np.ndarray, " N"] | None = None,
+    buckets: int = 1,
+) -> Task:
+    """Sequences with one label each, visited in a new order every epoch.
+
+    Args:
+      model: gives logits [B, C] of inputs [B, T, ...], as `SequenceClassifier`; a
+        single logit is a sigmoid's, for the classes 0 and 1.
+      inputs: the sequences to train on.
+      labels: their classes, 0 to C-1.
+      splits: what to evaluate, by name: (inputs, labels), or (inputs, labels, lengths)
+        where `lengths` is given.
+      lengths: number of valid steps of each sequence; None: all.
+      buckets: sequences are batched by length into at most this many padded lengths;
+        more than 1 needs `lengths`. The result is that of masking; the time is that
+        of the valid steps.
+
+    Returns:
+      The task, for `lstm_jax.fit`.
+
+    Raises:
+      ValueError: buckets without lengths; arrays of different sizes; a label or a
+        length out of range.
+    """
+    if buckets > 1 and lengths is None:
+        raise ValueError(f"{buckets} buckets need the lengths of the sequences")
+    given = () if lengths is None else (lengths,)
+    train = (inputs, labels, *given)
+    for name, split in {"train": train, **(splits or {})}.items():
+        _check_split(name, split, len(train), max(model.num_classes, 2))
+
+    def loss(
+        params: Params,
+        examples: Examples,
+        weight: Float[Array, " B"],
+        key: PRNGKeyArray | None,
+        carry: PyTree,
+    ) -> tuple[Sums, PyTree]:
+        logits = class_logits(model, params, examples, key)
+        losses, hits = class_losses(logits, examples["labels"])
+        sums = {
+            "count": jnp.sum(weight),
+            "loss": jnp.sum(weight * losses),
+            "accuracy": jnp.sum(weight * hits),
+        }
+        return sums, carry
+
+    first = jnp.asarray(inputs[:1])
+    arrays = [array for split in (train, *(splits or {}).values()) for array in split]
+    return Task(
+        init=lambda key: dict(model.init(key, first)["params"]),
+        loss=loss,
+        examples=_buckets(train, buckets),
+        order=None,
+        splits={
+            name: _buckets(split, buckets) for name, split in (splits or {}).items()
+        },
+        summary=summarize(model, first),
+        files={"data.sha256": fingerprint(*arrays) + "\n"},
+    )
+
+
+def class_logits(
+    model: SequenceClassifier | SequenceTagger,
+    params: Params,
+    examples: Examples,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "B *T C"]:
+    """The model's logits of a batch; key None: no dropout."""
+    examples = jax.tree.map(jnp.asarray, examples)
+    logits = model.apply(
+        {"params": params},
+        examples["inputs"],
+        lengths=examples.get("lengths"),
+        deterministic=key is None,
+        rngs={} if key is None else {"dropout": key},
+    )
+    assert isinstance(logits, jax.Array)
+    return logits
+
+
+def class_losses(
+    logits: Float[Array, "*B C"], labels: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """Cross-entropy in nats and whether the likeliest class is right, 0 or 1.
+
+    A single logit is a sigmoid's.
+    """
+    if logits.shape[-1] == 1:
+        logit = logits[..., 0]
+        losses = optax.sigmoid_binary_cross_entropy(logit, labels.astype(logit.dtype))
+        hits = (logit > 0) == (labels == 1)
+    else:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = jnp.argmax(logits, -1) == labels
+    return losses, hits.astype(losses.dtype)
+
+
+def class_probabilities(logits: Float[Array, "*B C"]) -> Float[Array, "*B classes"]:
+    """Probabilities of the classes; two of a single logit."""
+    if logits.shape[-1] == 1:
+        p = jax.nn.sigmoid(logits)
+        return jnp.concatenate([1 - p, p], axis=-1)
+    return jax.nn.softmax(logits)
+
+
+def predict_classes(
+    model: SequenceClassifier, params: Params, buckets: Buckets, batch_size: int
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """True and likeliest classes of a split, bucket by bucket."""
+    logits = jax.jit(lambda params, batch: class_logits(model, params, batch))
+    true, likeliest = [], []
+    for examples in buckets:
+        for first in range(0, size_of(examples), batch_size):
+            # Batches of one size compile once; the last one overlaps the one before.
+            size = size_of(examples)
+            start = max(min(first, size - batch_size), 0)
+            batch = jax.tree.map(lambda a, s=start: a[s : s + batch_size], examples)
+            classes = jnp.argmax(class_probabilities(logits(params, batch)), -1)
+            true.append(np.asarray(batch["labels"])[first - start :])
+            likeliest.append(np.asarray(classes)[first - start :])
+    return np.concatenate(true), np.concatenate(likeliest)
+
+
+def confusion_picture(
+    model: SequenceClassifier,
+    buckets: Buckets,
+    names: Sequence[str],
+    batch_size: int,
+) -> Callable[[Params], dict[str, bytes]]:
+    """For `Task.pictures`: the confusion matrix of a split."""
+    # Here, because it needs matplotlib only once training has ended.
+    from lstm_jax.pictures import draw_confusion
+
+    def pictures(params: Params) -> dict[str, bytes]:
+        true, likeliest = predict_classes(model, params, buckets, batch_size)
+        matrix = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(matrix, (true, likeliest), 1)
+        return {"confusion.png": draw_confusion(matrix, names)}
+
+    return pictures
+
+
+def _check_split(name: str, split: Split, arrays: int, classes: int) -> None:
+    if len(split) != arrays:
+        raise ValueError(
+            f"{name} has {len(split)} arrays where training has {arrays}: inputs, "
+            "labels and, if the one has them, lengths"
+        )
+    inputs, labels, *lengths = map(np.asarray, split)
+    sizes = [len(array) for array in (inputs, labels, *lengths)]
+    if len(set(sizes)) > 1 or not sizes[0]:
+        raise ValueError(f"{name}: arrays of {sizes} examples; they must be as many")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim > 1:
+        raise ValueError(
+            f"{name}: labels are {labels.dtype}{list(labels.shape)}, not integers [N]"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{name}: labels from {labels.min()} to {labels.max()}, where the model "
+            f"tells {classes} classes apart, 0 to {classes - 1}"
+        )
+    if lengths and not 0 <= lengths[0].min() <= lengths[0].max() <= inputs.shape[1]:
+        raise ValueError(
+            f"{name}: lengths from {lengths[0].min()} to {lengths[0].max()}, where "
+            f"the sequences have {inputs.shape[1]} steps"
+        )
+
+
+def take_rows(split: Split, rows: Int[np.ndarray, " rows"]) -> Split:
+    """A part of a split."""
+    return tuple(array[rows] for array in split)
+
+
+def _buckets(split: Split, count: int) -> Buckets:
+    inputs, labels, *lengths = split
+    if count > 1:
+        return split_buckets(inputs, lengths[0], count, labels=labels)
+    examples = {"inputs": inputs, "labels": labels}
+    return (examples | ({"lengths": lengths[0]} if lengths else {}),)

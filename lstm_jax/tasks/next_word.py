@@ -1,0 +1,82 @@
+"""A window of words and the word that follows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from lstm_jax.cells import Params
+from lstm_jax.config import Config
+from lstm_jax.data.text import build_vocabulary, decode, encode, read_text, split_words
+from lstm_jax.data.windows import walk, windows
+from lstm_jax.errors import UserError
+from lstm_jax.generation import continue_window
+from lstm_jax.model_config import make_classifier
+from lstm_jax.models import SequenceClassifier
+from lstm_jax.tasks.classification import classification
+from lstm_jax.tasks.task import VOCABULARY_FILE, Examples, Task
+
+
+def next_word(config: Config) -> Task:
+    """A window of words and the word that follows, from one text.
+
+    Raises:
+      UserError: the text or a field of the config is no use.
+    """
+    text = read_text(config.data.path)
+    words = split_words(text)
+    if not words:
+        raise UserError(f"{config.data.path} holds no words: give a text with some")
+    vocabulary = build_vocabulary(words)
+    inputs, targets = windows(encode(vocabulary, words), config.data.window)
+    model = next_word_model(config, vocabulary)
+    task = classification(model, inputs, targets, {"windows": (inputs, targets)})
+    apply = jax.jit(model.apply)  # once: a loop over time compiles anew at every call
+
+    def sample(params: Params, example: Examples) -> str:
+        logits = apply({"params": params}, jnp.expand_dims(example["inputs"], 0))
+        assert isinstance(logits, jax.Array)
+        shown = [str(vocabulary.id_to_token(int(i))) for i in example["inputs"]]
+        target, prediction = int(example["labels"]), int(jnp.argmax(logits))
+        return (
+            f"{shown} - [{vocabulary.id_to_token(target)}] vs "
+            f"[{vocabulary.id_to_token(prediction)}]"
+        )
+
+    def demonstrate(params: Params) -> str:
+        window = jnp.asarray(inputs[0])
+        ids = continue_window(model, params, window, num_words=32)
+        return f"{decode(vocabulary, inputs[0])} {decode(vocabulary, np.asarray(ids))}"
+
+    task = task._replace(
+        files={
+            **task.files,
+            VOCABULARY_FILE: vocabulary.to_str(pretty=True),
+        },
+        sample=sample,
+        demonstrate=demonstrate,
+    )
+    if config.data.order == "shuffled":
+        return task
+    if config.data.order != "walk":
+        raise UserError(
+            f"unknown data.order {config.data.order!r}: choose shuffled or walk"
+        )
+    if not config.num_steps:
+        raise UserError("data.order='walk' has no epochs: give num_steps")
+    # The whole walk is one epoch.
+    size = config.num_steps * config.batch_size
+    offsets = walk(config.seed, len(targets), config.data.window, size)
+    return task._replace(order=offsets)
+
+
+def next_word_model(config: Config, vocabulary: Tokenizer) -> SequenceClassifier:
+    """The model of a next-word config, as `predict.py` makes it again.
+
+    Raises:
+      UserError: a field of the config is no use.
+    """
+    if config.data.window < 1:
+        raise UserError(f"data.window={config.data.window} must be at least 1")
+    size = vocabulary.get_vocab_size()
+    return make_classifier(config.model, size, size)
