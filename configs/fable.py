@@ -13,7 +13,9 @@ from lstm_jax.config import Config, base_config
 def get_config() -> Config:
     """Embedding, two LSTM layers, batches of shuffled windows, Adam."""
     config = base_config()
-    config.num_steps = 600
+    config.task = "next_word"
+    config.data.path = "fable.txt"
+    config.num_steps = 800
     config.model.hidden_size = 128
     config.model.num_layers = 2
     config.report.every = 50

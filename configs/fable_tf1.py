@@ -20,6 +20,8 @@ from lstm_jax.config import Config, base_config
 def get_config() -> Config:
     """The tutorial's settings."""
     config = base_config()
+    config.task = "next_word"
+    config.data.path = "fable.txt"
     config.batch_size = 1
     config.num_steps = 50_000
     config.data.order = "walk"

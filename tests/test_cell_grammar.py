@@ -129,6 +129,8 @@ def test_keywords_are_used(text: str, plain: str) -> None:
         ("lstm(recurrent_init=1)", "one of None"),
         ("gru(reset_after=0)", "one of True, False"),
         ("gru(reset_after=None)", "one of True, False"),
+        ("lstm(forget_bias=1, forget_bias=2)", "gives a keyword twice"),
+        ("gru(dtype=None, reset_after=True, dtype=None)", "gives a keyword twice"),
         ("lstm(forget_bias=None)", "is a number"),
         ("lstm(forget_bias=tanh)", "is a number"),
         ("lstm(forget_bias='1')", "is a number"),

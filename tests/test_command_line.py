@@ -214,12 +214,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TRAINING_ERRORS = [
     # the data
-    ("--config.data.path=/no/text.txt", "no text file /no/text.txt", "fable.txt"),
-    ("--config.data.path={files}", "no text file {files}"),
+    ("--config.data.path=/no/text.txt", "cannot read '/no/text.txt'", "fable.txt"),
+    ("--config.data.path={files}", "cannot read '{files}'"),
     ("--config.data.path={files}/empty.txt", "empty.txt holds no words"),
     ("--config.data.path={files}/blank.txt", "blank.txt holds no words"),
     ("--config.data.path={files}/short.txt", "3 words", "needs at least 4"),
-    ("--config.data.path={files}/latin.txt", "latin.txt is not UTF-8", "iconv"),
+    ("--config.data.path={files}/latin.txt", "latin.txt, line 1: not UTF-8", "iconv"),
     ("--config.data.window=203", "203 words", "needs at least 204"),
     ("--config.data.window=0", "data.window=0"),
     ("--config.data.window=-1", "data.window=-1"),

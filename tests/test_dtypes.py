@@ -122,3 +122,29 @@ def test_integer_inputs(dtype: Any, implementation: str) -> None:
     )
     assert_same_bits(actual, expected)
     assert np.all(np.abs(np.asarray(actual[1])) > 0)
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_a_product_of_the_users_own_may_be_bfloat16(additive: bool) -> None:
+    """Gates get it in the parameters' type, whether they read zx + zh or each."""
+
+    def recurrent(params: Any, h: Any, noise: Any) -> Any:
+        operands = h.astype(jnp.bfloat16), params["recurrent_kernel"]
+        return jnp.matmul(operands[0], operands[1].astype(jnp.bfloat16))
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        assert zx.dtype == zh.dtype == jnp.float32
+        h = jnp.tanh(zx + zh) if additive else jnp.tanh(zx) * jnp.cos(zh)
+        return lj.HiddenCarry(h), h
+
+    cell = lj.gated(HIDDEN, 1, gates, recurrent=recurrent)
+    params = cast(random_params(cell), jnp.float32)
+    xs = cast(random_xs(BATCH, TIME), jnp.float32)
+    fused, autodiff = (
+        outputs_and_gradients(cell, params, xs, implementation=implementation)
+        for implementation in ("fused", "autodiff")
+    )
+    for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(autodiff), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        assert np.max(np.abs(a - b)) < 2e-2 * np.max(np.abs(b))
+    assert float(jnp.max(jnp.abs(fused[1][0]["recurrent_kernel"]))) > 0.1

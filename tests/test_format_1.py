@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy_runs import hashes, saved_state
 
-from lstm_jax import checkpoints, prediction, training, workdirs
+from lstm_jax import checkpoints, continuation, prediction, training, workdirs
 from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import make_task
 
@@ -109,9 +109,10 @@ def test_parameters_are_restored_alone(workdir: Path) -> None:
 
 def test_run_continues_text(workdir: Path) -> None:
     run = prediction.load(workdir)
-    assert prediction.continue_text(
-        run, "long ago, the mice had", prediction.Sampling(num_words=12)
-    ) == ("long ago , the mice had a up to the that is all old propose that is a")
+    sampling = continuation.Sampling(num_words=12)
+    assert continuation.continue_text(run, "long ago, the mice had", sampling) == (
+        "long ago , the mice had a up to the that is all old propose that is a"
+    )
 
 
 def test_run_goes_on(workdir: Path) -> None:

@@ -5,14 +5,24 @@ import math
 from typing import Any
 
 import flax.errors
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
+from random_modules import (
+    BATCH,
+    HIDDEN,
+    INPUT,
+    LENGTHS,
+    TIME,
+    assert_close,
+    draw_inputs,
+    draw_like,
+    draw_params,
+)
 
 import lstm_jax as lj
 from lstm_jax.models import (
@@ -21,40 +31,13 @@ from lstm_jax.models import (
     Recurrent,
     SequenceClassifier,
     Stack,
-    summarize,
 )
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-BATCH, TIME, INPUT, HIDDEN = 4, 6, 3, 5
-LENGTHS = jnp.array([TIME, 0, 1, 4])
-
-
-def draw_like(tree: Any, seed: int) -> Any:
-    """Normal draws: the zeros that `init` and carries begin with hide mistakes."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), tree
-    )
-
-
-def draw_params(module: nn.Module, *inputs: Any) -> Any:
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    return draw_like(shapes["params"], seed=0)
-
 
 def draw_carry(cell: lj.Cell, params: Any, seed: int) -> Any:
     return draw_like(cell.initial_carry(params, BATCH), seed)
-
-
-def draw_inputs(seed: int = 1) -> Float[Array, "B T D"]:
-    return jax.random.normal(jax.random.key(seed), (BATCH, TIME, INPUT))
-
-
-def assert_close(got: Any, want: Any, atol: float = 1e-5) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -213,127 +196,6 @@ def test_stack_drops_between_layers_only() -> None:
     assert (masks[0] != masks[1]).any()
     np.testing.assert_array_equal(apply(jax.random.key(0))[1], ys)
     assert np.abs(apply(jax.random.key(1))[1] - ys).max() > 1e-3
-
-
-def last_outputs(
-    params: Any, xs: Array, lengths: Array, bidirectional: bool
-) -> Float[np.ndarray, "B Y"]:
-    """The last outputs in running order of a layer of LSTM cells; 0 for empty rows."""
-    layer, parts = params["recurrent"]["layer_0"], []
-    for reverse in (False, True) if bidirectional else (False,):
-        part = layer["backward" if reverse else "forward"] if bidirectional else layer
-        _, ys = lj.unroll(
-            lj.lstm(HIDDEN), part["cell"], xs, lengths=lengths, reverse=reverse
-        )
-        steps = [0 if reverse else length - 1 for length in lengths.tolist()]
-        rows = [ys[row, step] for row, step in enumerate(steps)]
-        parts.append(np.where(np.asarray(lengths)[:, None] > 0, rows, 0))
-    return np.concatenate(parts, -1)
-
-
-def head(params: Any, last: Any) -> Float[np.ndarray, "B C"]:
-    kernel, bias = params["head"]["kernel"], params["head"]["bias"]
-    return np.asarray(last) @ np.asarray(kernel) + np.asarray(bias)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_classifier_reads_the_last_output(bidirectional: bool) -> None:
-    module = SequenceClassifier((lj.lstm(HIDDEN),), 7, bidirectional=bidirectional)
-    xs = draw_inputs()
-    params = draw_params(module, xs)
-    apply = jax.jit(functools.partial(module.apply, {"params": params}))
-    full = jnp.full(BATCH, TIME)
-    logits = apply(xs)
-    assert_close(logits, head(params, last_outputs(params, xs, full, bidirectional)))
-    assert_close(apply(xs, lengths=full), logits)
-    ragged = apply(xs, lengths=LENGTHS)
-    assert_close(ragged, head(params, last_outputs(params, xs, LENGTHS, bidirectional)))
-    # An empty row gives zeros to the head; what stands in the padding is not read.
-    assert_close(ragged[1], params["head"]["bias"])
-    padding = np.arange(TIME)[None, :, None] >= np.asarray(LENGTHS)[:, None, None]
-    filled = jnp.where(padding, jnp.nan, xs)
-    np.testing.assert_array_equal(apply(filled, lengths=LENGTHS), ragged)
-
-
-@pytest.mark.parametrize("embedding_size", [None, 3])
-def test_classifier_reads_symbols(embedding_size: int | None) -> None:
-    ids = jax.random.randint(jax.random.key(2), (BATCH, TIME), 0, 11)
-    module = SequenceClassifier(
-        (lj.lstm(HIDDEN),), 7, vocab_size=11, embedding_size=embedding_size
-    )
-    params = draw_params(module, ids)
-    if embedding_size is None:  # a symbol is the one number that it is
-        assert set(params) == {"recurrent", "head"}
-        xs = jnp.expand_dims(ids.astype(jnp.float32), -1)
-    else:
-        xs = params["embedding"]["embedding"][ids]
-        assert xs.shape == (BATCH, TIME, 3)
-    logits = module.apply({"params": params}, ids, lengths=LENGTHS)
-    assert_close(logits, head(params, last_outputs(params, xs, LENGTHS, False)))
-
-
-def test_classifier_drops_before_the_head() -> None:
-    module = SequenceClassifier((lj.lstm(HIDDEN),), 7, dropout=0.5)
-    xs = draw_inputs()
-    params = draw_params(module, xs)
-    logits, seen = module.apply(
-        {"params": params},
-        xs,
-        deterministic=False,
-        rngs={"dropout": jax.random.key(0)},
-        capture_intermediates=True,
-        mutable="intermediates",
-    )
-    dropped = seen["intermediates"]["Dropout_0"]["__call__"][0]
-    kept = np.asarray(dropped != 0)
-    assert 0 < kept.sum() < kept.size
-    last = last_outputs(params, xs, jnp.full(BATCH, TIME), False)
-    assert_close(dropped, jnp.where(kept, 2 * last, 0))
-    assert_close(logits, head(params, dropped))
-
-
-def test_classifier_head_initialisers() -> None:
-    module = SequenceClassifier(
-        (lj.lstm(HIDDEN),),
-        7,
-        head_kernel_init=jax.nn.initializers.constant(2.0),
-        head_bias_init=jax.nn.initializers.constant(3.0),
-    )
-    params = module.init(jax.random.key(0), draw_inputs())["params"]["head"]
-    np.testing.assert_array_equal(params["kernel"], np.full((HIDDEN, 7), 2.0))
-    np.testing.assert_array_equal(params["bias"], np.full(7, 3.0))
-
-
-IDS = jnp.zeros((1, 3), jnp.int32)
-
-
-@pytest.mark.parametrize(
-    ("module", "inputs", "count"),
-    [
-        # Keras: Embedding(5000, 32), LSTM(100), Dense(1)
-        (SequenceClassifier((lj.lstm(100),), 1, 5000, 32), IDS, 213_301),
-        # Keras's example of a bidirectional LSTM on IMDB
-        (
-            SequenceClassifier((lj.lstm(64),) * 2, 1, 20_000, 128, bidirectional=True),
-            IDS,
-            2_757_761,
-        ),
-        # TensorFlow's tutorial of text generation with a GRU
-        (LanguageModel((lj.gru(1024),), 66, 256), IDS, 4_022_850),
-        # 4 (1 + 512 + 1) 512 + 4 (512 + 512 + 1) 512 + 513 * 112
-        (SequenceClassifier((lj.lstm(512),) * 2, 112, 112), IDS, 3_209_328),
-        # 28 rows of pixels: (28 + 128 + 1) 128 + 129 * 10
-        (
-            SequenceClassifier((lj.simple_rnn(128),), 10),
-            jnp.zeros((1, 28, 28)),
-            21_386,
-        ),
-    ],
-    ids=["keras_lstm", "keras_bidirectional", "tf_gru", "raw_ids", "pixels"],
-)
-def test_number_of_parameters(module: nn.Module, inputs: Array, count: int) -> None:
-    shapes = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
 def language_model() -> tuple[LanguageModel, Any, Array]:
@@ -505,26 +367,3 @@ def test_nnx_training() -> None:
     assert losses[0] > 0.8
     assert losses[-1] < 0.4
     assert jnp.argmax(module(xs), -1).tolist() == labels.tolist()
-
-
-def test_summary() -> None:
-    module = SequenceClassifier((lj.lstm(100),), 1, 5000, 32)
-    text = summarize(module, jnp.zeros((1, 500), jnp.int32))
-    for expected in (
-        "embedding",
-        "recurrent",
-        "head",
-        "float32[5000,32]",  # parameters
-        "float32[1,500,32]",  # outputs
-        "float32[1,500,100]",
-        "float32[1,1]",
-        "160,000",
-        "53,200",
-        "101",
-        "Total Parameters: 213,301",
-    ):
-        assert expected in text, expected
-    assert "\x1b" not in text  # plain text, also where the terminal has colours
-    assert text.endswith("\n")
-    assert all(line == line.rstrip() for line in text.splitlines())
-    assert max(len(line) for line in text.splitlines()) <= 100

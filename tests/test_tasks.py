@@ -1,4 +1,4 @@
-"""Tests of lstm_jax.tasks: the next-word task, and the TF1 tutorial's model."""
+"""Tests of the next-word task, and of the TF1 tutorial's model."""
 
 import importlib
 import itertools
@@ -15,7 +15,9 @@ from toy_runs import toy_config
 
 import lstm_jax as lj
 from lstm_jax.errors import UserError
-from lstm_jax.tasks import make_task, next_word_model
+from lstm_jax.steps import epoch_order, make_keys
+from lstm_jax.tasks import Task, make_task
+from lstm_jax.tasks.next_word import next_word_model
 
 TEXT = "the cat saw the dog , and the dog saw the bird ."
 # By frequency, then by first appearance.
@@ -35,19 +37,26 @@ def biased_to(params: Any, symbol: int) -> Any:
     return {**params, "head": {**params["head"], "bias": bias}}
 
 
+def order_of(task: Task, seed: int, epoch: int) -> list[int]:
+    """The windows that an epoch visits."""
+    keys, bucket = make_keys(seed), jnp.int32(0)
+    return epoch_order(task, keys, jnp.int32(epoch), bucket, 9).tolist()
+
+
 def test_examples_are_the_windows_of_the_text(config: ConfigDict) -> None:
     task = make_task(config)
-    assert task.examples["inputs"].tolist() == [IDS[i : i + 4] for i in range(9)]
-    assert task.examples["labels"].tolist() == IDS[4:]
-    assert task.epoch_size == 9
+    (examples,) = task.examples
+    assert examples["inputs"].tolist() == [IDS[i : i + 4] for i in range(9)]
+    assert examples["labels"].tolist() == IDS[4:]
     assert list(task.splits) == ["windows"]
-    assert task.splits["windows"]["inputs"].tolist() == task.examples["inputs"].tolist()
-    assert task.splits["windows"]["labels"].tolist() == IDS[4:]
+    (windows,) = task.splits["windows"]
+    assert windows["inputs"].tolist() == examples["inputs"].tolist()
+    assert windows["labels"].tolist() == IDS[4:]
     vocabulary = Tokenizer.from_str(task.files["vocabulary.json"])
     assert [vocabulary.id_to_token(i) for i in range(8)] == WORDS
     assert vocabulary.get_vocab_size() == 8
-    order = task.order(jax.random.key(0), jnp.int32(0))
-    assert sorted(order.tolist()) == list(range(9))
+    assert task.order is None
+    assert sorted(order_of(task, seed=0, epoch=0)) == list(range(9))
 
 
 def test_shown_are_the_words_read_the_next_and_the_predicted(
@@ -79,24 +88,27 @@ def test_a_walk_is_the_order_of_all_steps(config: ConfigDict) -> None:
     config.batch_size = 2
     config.num_steps = 50
     task = make_task(config)
-    assert task.epoch_size == 100
-    # The key of the order and the epoch change nothing; the seed does.
-    order = task.order(jax.random.key(1), jnp.int32(3)).tolist()
-    assert order == make_task(config).order(jax.random.key(0), jnp.int32(0)).tolist()
+    # The keys and the epoch change nothing; the seed of the config does.
+    order = order_of(task, seed=1, epoch=3)
+    assert order == order_of(make_task(config), seed=0, epoch=0)
+    assert len(order) == 100
     assert set(order) == set(range(9))
     assert all(b == a + 5 for a, b in itertools.pairwise(order) if a + 5 < 9)
     config.num_steps = 80
-    longer = make_task(config).order(jax.random.key(0), jnp.int32(0)).tolist()
+    longer = order_of(make_task(config), seed=0, epoch=0)
     assert longer[:100] == order
     config.seed = 1
-    assert make_task(config).order(jax.random.key(0), jnp.int32(0)).tolist() != longer
+    assert order_of(make_task(config), seed=0, epoch=0) != longer
+    config.num_steps, config.num_epochs = 0, 2
+    with pytest.raises(UserError, match=r"data.order='walk' has no epochs: give num_s"):
+        make_task(config)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("task", "next_wrod", "unknown task 'next_wrod': choose next_word"),
-        ("data.path", "no.txt", "no text file no.txt"),
+        ("task", "next_wrod", "unknown task 'next_wrod': choose .*next_word"),
+        ("data.path", "no.txt", "cannot read 'no.txt'"),
         ("data.order", "random", "'random': choose shuffled or walk"),
         ("data.window", 13, "the text has 13 words: data.window=13 needs at least 14"),
         ("data.window", 0, "data.window=0: a window holds at least 1 word"),
@@ -106,6 +118,7 @@ def test_a_walk_is_the_order_of_all_steps(config: ConfigDict) -> None:
         ("model.dropout", 1.0, r"model.dropout=1.0 must be in \[0, 1\)"),
         ("model.dropout", -0.1, r"model.dropout=-0.1 must be in \[0, 1\)"),
         ("model.head_init", "zero", "unknown model.head_init 'zero': choose one of"),
+        ("num_steps", 0, "num_steps=0 and num_epochs=0: give one of them"),
     ],
 )
 def test_values_that_are_no_use(
@@ -134,10 +147,10 @@ def test_texts_that_are_no_use(config: ConfigDict, text: str, message: str) -> N
 def test_text_of_one_word_repeated(config: ConfigDict) -> None:
     Path(config.data.path).write_text("na na na na na")
     task = make_task(config)
-    assert task.examples["inputs"].tolist() == [[0, 0, 0, 0]]
-    sums = task.loss(
-        task.init(jax.random.key(0)), jax.device_put(task.examples), jnp.ones(1), None
-    )
+    (examples,) = jax.device_put(task.examples)
+    assert examples["inputs"].tolist() == [[0, 0, 0, 0]]
+    params = task.init(jax.random.key(0))
+    sums, _ = task.loss(params, examples, jnp.ones(1), None, ())
     assert (sums["loss"], sums["accuracy"], sums["count"]) == (0, 1, 1)
 
 
@@ -158,7 +171,7 @@ def test_tutorials_model_has_its_parameters(tutorial: tuple[Any, Any, Any]) -> N
     _, task, params = tutorial
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 3_209_328
     assert "3,209,328" in task.summary
-    assert task.examples["inputs"].shape == (200, 3)
+    assert task.examples[0]["inputs"].shape == (200, 3)
 
 
 def test_tutorials_initial_values(tutorial: tuple[Any, Any, Any]) -> None:
@@ -190,7 +203,7 @@ def test_tutorials_initial_values(tutorial: tuple[Any, Any, Any]) -> None:
 
 def test_tutorials_model_reads_raw_numbers(tutorial: tuple[Any, Any, Any]) -> None:
     model, task, params = tutorial
-    ids = task.examples["inputs"][7:8]
+    ids = task.examples[0]["inputs"][7:8]
     assert ids.max() > 1
     cell = lj.lstm(512)
 

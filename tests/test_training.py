@@ -1,4 +1,4 @@
-"""Tests of lstm_jax.training: the steps, and fit on small tasks."""
+"""Tests of lstm_jax.training: `fit` on small tasks."""
 
 import collections
 import functools
@@ -10,15 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from reference import assert_same_bits
 from toy_runs import (
-    BATCH,
-    CLASSES,
-    SIZE,
-    compilation_cached,
+    fast_runs,
+    logits_of,
+    losses_and_hits,
     saved_state,
+    stepping_of,
     toy_arrays,
     toy_config,
     toy_model,
@@ -26,226 +25,15 @@ from toy_runs import (
 )
 
 import lstm_jax as lj
-from lstm_jax import reporting, training, workdirs
+from lstm_jax import reporting, steps, training, workdirs
 from lstm_jax.errors import UserError
-from lstm_jax.models import SequenceClassifier
-from lstm_jax.optimizers import make_optimizer
-from lstm_jax.tasks import Task, classification, make_task
-
-KEYS = training.make_keys(0)
-ADAM = optax.adam(0.01, eps=1e-7)
+from lstm_jax.tasks import classification, make_task
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compilation_cached(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.mktemp("cache")):
         yield
-
-
-def state_at(task: Task, step: int) -> training.TrainState:
-    """A state with sums and moments that are not zero."""
-    state = jax.jit(functools.partial(training.init_state, task, ADAM))(KEYS)
-    gradient = jax.tree.map(jnp.ones_like, state.params)
-    _, opt_state = ADAM.update(gradient, state.opt_state)
-    sums = {name: jnp.float32(i + 1) for i, name in enumerate(state.sums)}
-    return state._replace(step=jnp.int32(step), opt_state=opt_state, sums=sums)
-
-
-def one_step(task: Task, state: training.TrainState) -> training.TrainState:
-    order = task.order(KEYS.order, state.step // 3)
-    step = functools.partial(training.train_step, task, ADAM, BATCH, KEYS.noise)
-    return jax.jit(step)(state, task.examples, order)
-
-
-def reference(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and accuracy of each example, in float64."""
-    logits = np.asarray(logits, np.float64)
-    log_sum = np.log(np.exp(logits).sum(-1))
-    rows = np.arange(len(labels))
-    return log_sum - logits[rows, labels], logits.argmax(-1) == labels
-
-
-def logits_of(
-    params: Any, inputs: np.ndarray, model: SequenceClassifier | None = None
-) -> Any:
-    return jax.jit((model or toy_model()).apply)({"params": params}, inputs)
-
-
-# Steps 3 to 5 are the second epoch; the last batch of an epoch is half padding.
-@pytest.mark.parametrize(("step", "places"), [(0, slice(0, 4)), (5, slice(8, 10))])
-def test_train_step_is_an_optax_step_on_the_gathered_batch(
-    step: int, places: slice
-) -> None:
-    task = toy_task()
-    state = state_at(task, step)
-    got = one_step(task, state)
-
-    order = jax.random.permutation(jax.random.fold_in(KEYS.order, step // 3), SIZE)
-    chosen = np.asarray(order)[places]
-    inputs, labels = (array[chosen] for array in toy_arrays())
-
-    @jax.jit
-    def update(params: Any, opt_state: Any) -> Any:
-        updates, opt_state = ADAM.update(jax.grad(loss)(params), opt_state)
-        return optax.apply_updates(params, updates), opt_state
-
-    def loss(params: Any) -> Any:
-        log_p = jax.nn.log_softmax(logits_of(params, inputs))
-        return -sum(log_p[row, label] for row, label in enumerate(labels)) / len(labels)
-
-    assert got.step == step + 1
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
-        (got.params, got.opt_state),
-        update(state.params, state.opt_state),
-    )
-    losses, hits = reference(logits_of(state.params, inputs), labels)
-    sums = {"count": len(labels), "loss": losses.sum(), "accuracy": hits.sum()}
-    for name, value in sums.items():
-        np.testing.assert_allclose(got.sums[name] - state.sums[name], value, rtol=1e-5)
-
-
-def test_steps_are_pure() -> None:
-    task = toy_task(dropout=0.5)
-    state = state_at(task, 5)
-    before = jax.tree.map(np.array, state)
-    first = one_step(task, state)
-    assert_same_bits(one_step(task, state), first)
-    one_step(task, state._replace(step=jnp.int32(1)))
-    assert_same_bits(one_step(task, state), first)
-
-    def evaluate(step: int) -> Any:
-        run = jax.jit(functools.partial(training.eval_step, task, BATCH))
-        return run(state.params, task.examples, step)
-
-    sums = evaluate(1)
-    assert sums["loss"] != evaluate(0)["loss"]
-    assert_same_bits(evaluate(1), sums)
-    assert_same_bits(state, before)
-
-
-def test_every_parameter_changes_in_a_step() -> None:
-    task = make_task(toy_config(**{"model.cell": "lstm"}))
-    optimizer = optax.sgd(0.1)
-    state = training.init_state(task, optimizer, KEYS)
-    step = functools.partial(training.train_step, task, optimizer, 16, KEYS.noise)
-    order = task.order(KEYS.order, 0)
-    after = jax.jit(step)(state, task.examples, order).params
-    leaves = jax.tree_util.tree_leaves_with_path(after)
-    assert len(leaves) == 6
-    for (path, new), old in zip(leaves, jax.tree.leaves(state.params), strict=True):
-        assert jnp.isfinite(new).all()
-        assert (new != old).any(), jax.tree_util.keystr(path)
-
-
-def test_dropout_in_training_only() -> None:
-    plain, dropped = toy_task(), toy_task(dropout=0.5)
-    state = state_at(plain, 0)
-
-    def losses(task: Task, step: int, key: int) -> tuple[float, ...]:
-        """Of the same batch at another step and with another key."""
-        run = jax.jit(functools.partial(training.train_step, task, ADAM, SIZE))
-        start = state._replace(step=jnp.int32(step))
-        after = run(jax.random.key(key), start, task.examples, jnp.arange(SIZE))
-        return float(after.sums["loss"]), float(jnp.sum(after.params["head"]["kernel"]))
-
-    exact = losses(plain, 0, 0)
-    assert losses(plain, 1, 0) == losses(plain, 0, 1) == exact
-    noisy = {losses(dropped, step, key) for step in (0, 1) for key in (0, 1)}
-    assert len(noisy) == 4
-    assert exact not in noisy
-    assert losses(dropped, 0, 0) in noisy
-
-    evaluated = [
-        jax.jit(functools.partial(training.evaluate, task, BATCH))(
-            state.params, task.examples
-        )
-        for task in (plain, dropped)
-    ]
-    assert_same_bits(evaluated[1], evaluated[0])
-
-
-@pytest.mark.parametrize("size", [1, 4, 10, 12])
-def test_evaluation_is_over_all_examples_and_no_padding(size: int) -> None:
-    inputs, _ = toy_arrays(size)
-    task = toy_task()
-    params = state_at(task, 0).params
-    # All but one are hits: were padding counted, it would be seen in the accuracy too.
-    labels = np.asarray(logits_of(params, inputs)).argmax(-1)
-    labels[0] = (labels[0] + 1) % CLASSES
-    examples = {"inputs": inputs, "labels": labels}
-    sums = jax.jit(functools.partial(training.evaluate, task, BATCH))(params, examples)
-    losses, hits = reference(logits_of(params, inputs), labels)
-    assert sums["count"] == size
-    np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
-    assert sums["accuracy"] == hits.sum() == size - 1
-    run = jax.jit(functools.partial(training.eval_step, task, BATCH))
-    for step in range(-(-size // BATCH)):
-        part = slice(BATCH * step, BATCH * step + BATCH)
-        sums = run(params, examples, step)
-        assert sums["count"] == len(labels[part])
-        np.testing.assert_allclose(sums["loss"], losses[part].sum(), rtol=1e-5)
-        assert sums["accuracy"] == hits[part].sum()
-
-
-def counting_task() -> Task:
-    """Training adds to each parameter how often its example was visited."""
-
-    def loss(params: Any, examples: Any, weight: Any, key: Any) -> Any:
-        count = jnp.sum(weight)
-        visits = jnp.sum(weight * params["visits"][examples["number"]])
-        return {"count": count, "loss": -count * visits}  # its mean's slope is -1
-
-    return toy_task()._replace(
-        init=lambda key: {"visits": jnp.zeros(SIZE)},
-        loss=loss,
-        examples={"number": np.arange(SIZE)},
-        splits={},
-    )
-
-
-def test_an_epoch_visits_every_example_once() -> None:
-    task, optimizer = counting_task(), optax.sgd(1.0)
-    steps = functools.partial(training.train_steps, task, optimizer, BATCH, KEYS)
-    run = jax.jit(steps)
-    state = training.init_state(task, optimizer, KEYS)
-    visits = [state.params["visits"]]
-    # An epoch is three steps; the counts do not care.
-    for count in (1, 1, 1, 2, 1, 3):
-        state = run(state, task.examples, jnp.int32(count))
-        visits.append(state.params["visits"])
-    assert state.step == 9
-    for epoch, seen in enumerate([visits[3], visits[5], visits[6]], 1):
-        assert seen.tolist() == [epoch] * SIZE
-    first = [visits[1], visits[4] - visits[3] > 0]
-    assert [int(seen.sum()) for seen in visits[:4]] == [0, 4, 8, 10]
-    assert first[0].tolist() != first[1].tolist()
-    long = run(
-        training.init_state(task, optimizer, KEYS), task.examples, jnp.int32(300)
-    )
-    assert long.params["visits"].tolist() == [100] * SIZE
-    assert long.sums["count"] == 1000
-
-
-def test_order_is_of_the_seed_and_the_epoch() -> None:
-    task = toy_task()
-    orders = {
-        tuple(task.order(training.make_keys(seed).order, jnp.int32(epoch)).tolist())
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(orders) == 9
-    assert all(sorted(order) == list(range(SIZE)) for order in orders)
-
-
-@pytest.mark.parametrize("step", [0, 2, 3, 7])
-def test_next_example_is_the_next_batches_first(step: int) -> None:
-    task = toy_task()
-    example = training.next_example(task, BATCH, KEYS, jnp.int32(step), task.examples)
-    order = task.order(KEYS.order, step // 3)
-    index = int(order[step % 3 * BATCH])
-    assert example["inputs"].tolist() == toy_arrays()[0][index].tolist()
-    assert example["labels"] == toy_arrays()[1][index]
 
 
 def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:
@@ -260,27 +48,27 @@ def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:
         *((11, "train"), (11, "all")),
     ]
     # A step at a time, with the sums of each step alone.
-    optimizer = make_optimizer(config.optimizer, 11)
-    state = training.init_state(task, optimizer, KEYS)
-    run = jax.jit(functools.partial(training.train_steps, task, optimizer, BATCH, KEYS))
-    steps, params = [], {}
+    made, keys = stepping_of(config, task), steps.make_keys(config.seed)
+    state = steps.init_state(made, keys)
+    run = jax.jit(functools.partial(steps.train_steps, made, keys))
+    each, params = [], {}
     for step in range(1, 12):
-        state = run(state, task.examples, jnp.int32(1))
-        steps.append({name: float(value) for name, value in state.sums.items()})
+        state = run(state, task.examples[0], jnp.int32(0), jnp.int32(1))
+        each.append({name: float(value) for name, value in state.sums.items()})
         state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
         params[step] = state.params
-    assert [sums["count"] for sums in steps] == [4, 4, 2, 4, 4, 2, 4, 4, 2, 4, 4]
+    assert [sums["count"] for sums in each] == [4, 4, 2, 4, 4, 2, 4, 4, 2, 4, 4]
     since = {4: slice(0, 4), 8: slice(4, 8), 11: slice(8, 11)}
     for row in rows:
         assert set(row) == {"step", "epoch", "split", "loss", "accuracy", "seconds"}
         assert row["epoch"] == row["step"] / 3
         if row["split"] == "train":
-            part = steps[since[row["step"]]]
+            part = each[since[row["step"]]]
             count = sum(sums["count"] for sums in part)
             want = [sum(s[name] for s in part) / count for name in ("loss", "accuracy")]
         else:
             logits = logits_of(params[row["step"]], toy_arrays()[0])
-            want = [a.mean() for a in reference(logits, toy_arrays()[1])]
+            want = [a.mean() for a in losses_and_hits(logits, toy_arrays()[1])]
         np.testing.assert_allclose([row["loss"], row["accuracy"]], want, rtol=1e-5)
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
@@ -324,7 +112,7 @@ def test_fit_learns_a_task_of_own_arrays(
     assert rows[-1]["loss"] < 0.15
     assert rows[-1]["accuracy"] > 0.95
     params = workdirs.load_params(workdir, 300)
-    losses, hits = reference(logits_of(params, test[0], model), test[1])
+    losses, hits = losses_and_hits(logits_of(params, test[0], model), test[1])
     np.testing.assert_allclose(result["my_test_loss"], losses.mean(), rtol=1e-4)
     np.testing.assert_allclose(result["my_test_accuracy"], hits.mean(), rtol=1e-6)
     assert result["my_test_accuracy"] > 0.7
@@ -335,7 +123,8 @@ def test_fit_learns_a_task_of_own_arrays(
     assert (result["step"], result["epoch"], result["best_step"]) == (300, 37.5, 300)
     assert result["workdir"] == str(workdir)
     assert result["seconds"] >= rows[-1]["seconds"] > 0
-    assert "Total Parameters" in (workdir / "summary.txt").read_text()
+    assert (workdir / "summary.txt").read_text() == task.summary
+    assert task.summary.splitlines()[-1].split() == ["total", "43"]
 
 
 def test_nothing_compiles_after_the_first_epoch(
@@ -379,13 +168,14 @@ def test_nothing_compiles_after_the_first_epoch(
     ("field", "value", "message"),
     [
         ("batch_size", 0, "batch_size=0 must be at least 1"),
-        ("num_steps", 0, "num_steps=0 must be at least 1"),
+        ("num_steps", 0, "num_steps=0 and num_epochs=0: give one of them"),
+        ("num_epochs", 3, "num_steps=20 and num_epochs=3: give one of them"),
         ("checkpoint.keep", 0, "checkpoint.keep=0 must be at least 1"),
-        ("checkpoint.every", -1, r"checkpoint.every=-1 must be at least 0 \(0: only"),
+        ("checkpoint.every", -1, "checkpoint.every=-1 must be at least 0"),
         ("report.every", 0, "report.every=0 must be at least 1"),
         ("report.evaluate_every", -1, "report.evaluate_every=-1 must be at least 0"),
         ("checkpoint.best", "test_loss", "'test_loss' is never evaluated: choose"),
-        ("checkpoint.best", "all_f1", "choose one of all_accuracy, all_loss$"),
+        ("checkpoint.best", "all_f1", "choose one of all_loss, all_accuracy$"),
         ("optimizer.name", "lion", "unknown optimizer.name 'lion'"),
     ],
 )

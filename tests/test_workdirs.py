@@ -1,15 +1,154 @@
+"""Tests of lstm_jax.workdirs: whose a folder is, and what may change there."""
+
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
-from toy_runs import hashes, toy_config, toy_task
+from ml_collections import ConfigDict
+from toy_runs import fast_runs, hashes, rows_of, toy_config, toy_task
 
 import lstm_jax as lj
 from lstm_jax import training, workdirs
+from lstm_jax.config import base_config
 from lstm_jax.errors import UserError
+from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import make_task
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with fast_runs(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigDict, Path]:
+    """The config and the folder of a complete next-word run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text.txt").write_text("a b c d a c b d a d c b a b c d")
+    config = toy_config(**{"data.path": str(folder / "text.txt"), "num_steps": 12})
+    config.checkpoint.every = 5
+    training.fit(config, make_task(config), folder / "run")
+    return config, folder / "run"
+
+
+def test_finished_run_started_again_trains_nothing(
+    finished: tuple[ConfigDict, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, workdir = finished
+    before = hashes(workdir)
+    result = training.fit(config, make_task(config), workdir)
+    assert hashes(workdir) == before
+    captured = capsys.readouterr()
+    assert captured.err == "finished before, at step 12: not trained again\n"
+    assert captured.out.splitlines()[-1].startswith("a b c ")
+    row = [row for row in read_metrics(workdir) if row["split"] == "windows"][-1]
+    assert result["step"] == row["step"] == 12
+    assert result["windows_loss"] == row["loss"]
+    assert result["windows_accuracy"] == row["accuracy"]
+    assert result["epoch"] == row["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 7}, "in seed: 0 there, 7 here: name another folder with --workdir="),
+        ({"model.hidden_size": 5}, "in model.hidden_size: 4 there, 5 here: "),
+        ({"data.order": "walk"}, "in data.order: 'shuffled' there, 'walk' here: "),
+        ({"optimizer.ema": 0.9}, "in optimizer.ema: 0.0 there, 0.9 here: "),
+        ({"model.dense": (3,)}, r"in model.dense: \[\] there, \[3\] here: "),
+        (
+            {"num_steps": 0, "num_epochs": 9},
+            "in num_epochs: 0 there, 9 here; num_steps: 12 there, 0 here: ",
+        ),
+        (
+            {"patience": 1, "checkpoint.best": "windows_loss"},
+            "in patience: 0 there, 1 here: ",
+        ),
+        ({"num_steps": 11}, "in num_steps: 12 there, 11 here: "),
+        (
+            {"seed": 7, "batch_size": 5, "report.every": 2},
+            "in batch_size: 4 there, 5 here; seed: 0 there, 7 here: ",
+        ),
+        (
+            {"optimizer.schedule": "cosine", "num_steps": 13},
+            "in num_steps: 12 there, 13 here; optimizer.schedule: 'constant' there, ",
+        ),
+    ],
+)
+def test_run_of_another_config_is_refused(
+    finished: tuple[ConfigDict, Path], fields: dict[str, Any], message: str
+) -> None:
+    config, workdir = finished[0].copy_and_resolve_references(), finished[1]
+    config.update_from_flattened_dict(fields)
+    before = hashes(workdir)
+    with pytest.raises(UserError, match=message) as error:
+        training.fit(config, make_task(config), workdir)
+    assert "\n" not in str(error.value)
+    assert hashes(workdir) == before
+
+
+def test_run_on_another_text_of_the_same_name_is_refused(
+    finished: tuple[ConfigDict, Path],
+) -> None:
+    config, workdir = finished
+    path = Path(config.data.path)
+    before, text = hashes(workdir), path.read_text()
+    path.write_text(text.replace("d", "e"))
+    with pytest.raises(UserError, match=r"on other data \(.* differs\): name another"):
+        training.fit(config, make_task(config), workdir)
+    path.write_text(text)
+    assert hashes(workdir) == before
+
+
+def test_data_that_moved_is_the_same_data(
+    finished: tuple[ConfigDict, Path], tmp_path: Path
+) -> None:
+    config, workdir = finished[0].copy_and_resolve_references(), tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    config.data.path = str(shutil.copy(config.data.path, tmp_path / "moved.txt"))
+    config.data.test_path, config.data.tfds_dir = "elsewhere.csv", "/elsewhere"
+    config.num_steps = 16
+    result = training.fit(config, make_task(config), workdir)
+    assert result["step"] == 16
+    assert workdirs.read_config(workdir).to_dict() == config.to_dict()
+
+
+def test_start_killed_after_the_config_is_mended(
+    finished: tuple[ConfigDict, Path], tmp_path: Path
+) -> None:
+    config, workdir = finished
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    training.fit(config, make_task(config), tmp_path)
+    for name in ("vocabulary.json", "data.sha256", "summary.txt", "config.json"):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+    assert rows_of(tmp_path, "train", "windows") == rows_of(workdir, "train", "windows")
+
+
+def test_longer_run_under_a_cosine_is_refused(tmp_path: Path) -> None:
+    config = toy_config(**{"optimizer.schedule": "cosine", "num_steps": 3})
+    workdirs.claim(tmp_path, config, {})
+    before = hashes(tmp_path)
+    config.num_steps = 5
+    with pytest.raises(UserError, match="in num_steps: 3 there, 5 here"):
+        training.fit(config, toy_task(), tmp_path)
+    assert hashes(tmp_path) == before
+
+
+def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    before = hashes(tmp_path)
+    with pytest.raises(UserError, match=r"is not empty and holds no config.json"):
+        training.fit(toy_config(), toy_task(), tmp_path)
+    with pytest.raises(UserError, match=r"notes.txt is a file"):
+        training.fit(toy_config(), toy_task(), notes)
+    assert hashes(tmp_path) == before
 
 
 def test_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
@@ -48,7 +187,7 @@ def test_other_text_of_the_same_words_is_refused(tmp_path: Path) -> None:
     assert other.files["vocabulary.json"] == task.files["vocabulary.json"]
     before = hashes(workdir)
     config.num_steps = 2
-    with pytest.raises(UserError, match=r"other data \(text.sha256 differs\)"):
+    with pytest.raises(UserError, match=r"other data \(data.sha256 differs\)"):
         training.fit(config, other, workdir)
     assert hashes(workdir) == before
 
@@ -60,10 +199,56 @@ def test_start_that_was_killed_in_its_first_write_is_mended(tmp_path: Path) -> N
     assert workdirs.read_config(tmp_path).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("value", [None, "128", 1.5, True, [1]])
-def test_field_of_another_type_is_named(tmp_path: Path, value: object) -> None:
-    fields = toy_config().to_dict()
-    fields["model"]["hidden_size"] = value
+def test_config_of_an_earlier_version_gets_the_defaults(tmp_path: Path) -> None:
+    config = toy_config(**{"model.hidden_size": 9, "data.window": 5})
+    fields = config.to_dict()
+    for group, names in {
+        "model": ("dense", "bidirectional", "recurrent_dropout", "head"),
+        "data": ("buckets", "holdout", "tfds_dir"),
+        "optimizer": ("ema",),
+    }.items():
+        for name in names:
+            del fields[group][name]
+    del fields["num_epochs"], fields["patience"], fields["report"]
+    config.report = base_config().report
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"model\.hidden_size"):
+    assert workdirs.read_config(tmp_path).to_dict() == config.to_dict()
+    # An integer where a number belongs, and a list for a tuple, are of their types.
+    fields["model"] |= {"dropout": 0, "dense": [4, 2]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    model = workdirs.read_config(tmp_path).model
+    assert (model.dropout, model.dense) == (0.0, (4, 2))
+
+
+@pytest.mark.parametrize(
+    ("group", "field"), [("", "sead"), ("model", "hiden_size"), ("sweep", "seeds")]
+)
+def test_field_of_a_later_version_is_named(
+    group: str, field: str, tmp_path: Path
+) -> None:
+    fields = toy_config().to_dict()
+    (fields.setdefault(group, {}) if group else fields)[field] = 3
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    name = f"{group}.{field}".strip(".")
+    with pytest.raises(UserError, match=f"a field {name}, which this lstm_jax"):
+        workdirs.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("hidden_size", value) for value in (None, "128", 1.5, True, [1])),
+        *(("bidirectional", value) for value in (0, 1, None, "no")),
+        *(("dropout", value) for value in (True, "0.5", None)),
+        *(("dense", value) for value in (3, "3", None)),
+        *(("cell", value) for value in (3, None, ["lstm"])),
+    ],
+)
+def test_field_of_another_type_is_named(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    fields = toy_config().to_dict()
+    fields["model"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=rf"model\.{field}=.* is not of its type"):
         workdirs.read_config(tmp_path)

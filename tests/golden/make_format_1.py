@@ -12,7 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lstm_jax import checkpoints, prediction, training, workdirs
+from lstm_jax import (
+    checkpoints,
+    continuation,
+    prediction,
+    steps,
+    training,
+    workdirs,
+)
 from lstm_jax.config import base_config
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.tasks import make_task
@@ -23,6 +30,8 @@ FOLDER = Path(__file__).parent / "format_1"
 def main() -> None:
     """Trains, and prints the first value and the sum of every array."""
     config = base_config()
+    config.task = "next_word"
+    config.data.path = "fable.txt"
     config.num_steps = 250
     config.model.hidden_size = 4
     config.model.embedding_size = 3
@@ -38,8 +47,9 @@ def main() -> None:
         path.unlink()  # large, and never read
     print(result)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    keys = training.make_keys(config.seed)
-    wanted = jax.eval_shape(lambda: training.init_state(task, optimizer, keys))
+    stepping = steps.Stepping(task, optimizer, config.batch_size)
+    keys = steps.make_keys(config.seed)
+    wanted = jax.eval_shape(lambda: steps.init_state(stepping, keys))
     with checkpoints.open_checkpoints(FOLDER) as manager:
         state, _ = checkpoints.restore(manager, 250, wanted)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
@@ -47,8 +57,8 @@ def main() -> None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         print(f'"{name}": ({np.float32(values[0])!s}, {math.fsum(values)}),')
     run = prediction.load(FOLDER)
-    sampling = prediction.Sampling(num_words=12)
-    print(prediction.continue_text(run, "long ago, the mice had", sampling))
+    sampling = continuation.Sampling(num_words=12)
+    print(continuation.continue_text(run, "long ago, the mice had", sampling))
     print(workdirs.answering_step(FOLDER, "windows_loss"))
 
 

@@ -1,0 +1,26 @@
+"""IMDB sentiment with dropout inside the recurrence: a Keras tutorial to the letter.
+
+    python train.py --config=configs/imdb_dropout.py
+
+Reviews of 200 words, padded and cut at the front; 1,000 words; ten epochs.
+"""
+
+from configs import imdb_lstm
+from lstm_jax.config import Config
+
+
+def get_config() -> Config:
+    """Embedding of 50, LSTM of 100, a dense layer of 250, dropout of 0.2 everywhere."""
+    config = imdb_lstm.get_config()
+    config.batch_size = 64
+    config.num_epochs = 10
+    config.data.vocab_size = 1000
+    config.data.length = 200
+    config.model.embedding_size = 50
+    config.model.embedding_dropout = 0.2
+    config.model.input_dropout = 0.2
+    config.model.recurrent_dropout = 0.2
+    config.model.dense = (250,)
+    config.model.dense_dropout = 0.2
+    config.report.every = 56
+    return config

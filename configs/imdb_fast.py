@@ -1,0 +1,17 @@
+"""The model of `imdb_lstm`, on the words alone: no step is spent on padding.
+
+    python train.py --config=configs/imdb_fast.py
+
+Padding at the right with lengths, and batches of reviews of about one length.
+"""
+
+from configs import imdb_lstm
+from lstm_jax.config import Config
+
+
+def get_config() -> Config:
+    """`imdb_lstm` with masked padding and five length buckets."""
+    config = imdb_lstm.get_config()
+    config.data.padding = "right"
+    config.data.buckets = 5
+    return config

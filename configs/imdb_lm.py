@@ -1,0 +1,28 @@
+"""A language model of film reviews: the next word at every step.
+
+python train.py --config=configs/imdb_lm.py
+python predict.py --workdir=checkpoints/imdb_lm --input="this movie is" \
+        --temperature=0.7
+"""
+
+from lstm_jax.config import Config, base_config
+
+
+def get_config() -> Config:
+    """10,000 unlabelled reviews, 10,000 words, one LSTM of 256."""
+    config = base_config()
+    config.task = "language_model"
+    config.batch_size = 32
+    config.num_epochs = 3
+    config.data.path = "tfds:imdb_reviews"
+    config.data.limit = 10_000
+    config.data.length = 40
+    config.data.vocab_size = 10_000
+    config.model.embedding_size = 256
+    config.model.hidden_size = 256
+    config.model.dropout = 0.3
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.clip_norm = 1.0
+    config.report.every = 200
+    return config

@@ -1,0 +1,19 @@
+"""MNIST digits read row by row by a simple RNN: a Keras tutorial to the letter.
+
+python train.py --config=configs/mnist_rnn.py
+"""
+
+from lstm_jax.config import Config, base_config
+
+
+def get_config() -> Config:
+    """A simple RNN of 32 with ReLU, softmax over ten digits."""
+    config = base_config()
+    config.task = "classify_images"
+    config.batch_size = 32
+    config.num_epochs = 3
+    config.data.path = "tfds:mnist"
+    config.model.cell = "simple_rnn(activation=relu)"
+    config.model.hidden_size = 32
+    config.report.every = 375
+    return config

@@ -1,0 +1,225 @@
+"""The tasks classify_text and classify_images, from the data to the answers."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_datasets import png, prepare_tiny_imdb, prepare_tiny_mnist, real_dataset
+from toy_runs import toy_config
+
+from lstm_jax import classifying, prediction, steps, training
+from lstm_jax.data.reviews import decode
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import make_task
+from lstm_jax.tasks.classify_images import shift_images
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def text_config(**fields: object) -> object:
+    config = toy_config(num_steps=0, num_epochs=25)
+    config.task = "classify_text"
+    config.model.hidden_size = 8
+    config.model.embedding_size = 8
+    config.optimizer.learning_rate = 0.05
+    config.batch_size = 16
+    config.data.path = "tfds:imdb_reviews"
+    config.data.length = 30
+    config.model.head = "sigmoid"
+    config.model.pooling = "max"
+    config.report.every = 100
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture
+def imdb(tmp_path: Path) -> dict[str, object]:
+    prepare_tiny_imdb(tmp_path / "tfds")
+    return {"data.tfds_dir": str(tmp_path / "tfds")}
+
+
+@pytest.mark.parametrize("padding", ["front", "right"])
+def test_reviews_are_learnt_and_answered(
+    padding: str, imdb: dict[str, object], tmp_path: Path
+) -> None:
+    buckets = 3 if padding == "right" else 1
+    fields = imdb | {"data.padding": padding, "data.buckets": buckets}
+    config = text_config(**fields)
+    task = make_task(config)
+    assert len(task.examples) == buckets
+    result = training.fit(config, task, tmp_path / "run")
+    assert result["test_accuracy"] > 0.9
+    run = prediction.load(tmp_path / "run")
+    texts = ["a superb movie , liked it", "", "awful waste and boring"]
+    answers = classifying.classify_texts(run, texts)
+    assert [answers[i].label for i in (0, 2)] == ["positive", "negative"]
+    # One by one the answers are the same: the padding of a batch is not in them.
+    for text, answer in zip(texts, answers, strict=True):
+        alone = classifying.classify_texts(run, [text])[0]
+        assert alone.label == answer.label
+        assert alone.probability == pytest.approx(answer.probability, rel=1e-5)
+    words, pads = "<START> a superb movie liked it".split(), ["<PAD>"] * 24
+    seen = pads + words if padding == "front" else words + pads
+    assert answers[0].seen.split() == seen
+
+
+def test_a_validation_part_is_held_out_of_training(imdb: dict[str, object]) -> None:
+    task = make_task(text_config(**imdb, **{"data.holdout": 0.25}))
+    assert list(task.splits) == ["validation", "test"]
+    parts = [task.examples[0], task.splits["validation"][0]]
+    assert [len(part["labels"]) for part in parts] == [48, 16]
+    whole = make_task(text_config(**imdb)).examples[0]["inputs"]
+    rows = np.concatenate([part["inputs"] for part in parts])
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, whole))
+    assert sorted(parts[1]["labels"].tolist()) == [0] * 8 + [1] * 8
+
+
+def test_the_vocabulary_is_of_the_training_split(
+    imdb: dict[str, object], tmp_path: Path
+) -> None:
+    task = make_task(text_config(**imdb, **{"data.vocab_size": 8}))
+    vocabulary = json.loads(task.files["vocabulary.json"])["model"]["vocab"]
+    texts = prepare_tiny_imdb(tmp_path / "again")["train"][0]
+    words = [w for text in texts for w in re.findall("[a-z0-9']+", text.lower())]
+    counts = sorted(set(words), key=lambda word: (-words.count(word), word))
+    assert list(vocabulary) == ["<PAD>", "<START>", "<UNK>", *counts[:5]]
+    assert max(task.examples[0]["inputs"].max(), 0) < 8
+
+
+def test_own_files(tmp_path: Path) -> None:
+    rows = [
+        (f"{word} {i}", label)
+        for i, (word, label) in enumerate(
+            itertools.islice(
+                itertools.cycle(
+                    [("apple pear", "fruit"), ("oak", "tree"), ("dog", "animal")]
+                ),
+                60,
+            )
+        )
+    ]
+    path = tmp_path / "own.csv"
+    path.write_text("what,kind\n" + "\n".join(f"{a},{b}" for a, b in rows))
+    fields = {
+        "data.path": str(path),
+        "data.text_column": "what",
+        "data.label_column": "kind",
+        "model.head": "softmax",
+        "data.length": 5,
+    }
+    config = text_config(**fields)
+    task = make_task(config)
+    assert json.loads(task.files["labels.json"]) == ["animal", "fruit", "tree"]
+    assert steps.size_of(task.examples[0]) == 48
+    assert steps.size_of(task.splits["test"][0]) == 12
+    training.fit(config, task, tmp_path / "run")
+    run = prediction.load(tmp_path / "run")
+    answers = classifying.classify_texts(run, ["oak", "an apple pear", "Dog!"])
+    assert [a.label for a in answers] == ["tree", "fruit", "animal"]
+    assert (tmp_path / "run" / "confusion.png").read_bytes()[1:4] == b"PNG"
+
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"what": "oak", "kind": "tree"}\n{"what": "x", "kind": "fruit"}\n')
+    config.data.test_path = str(test)
+    task = make_task(config)
+    assert steps.size_of(task.examples[0]) == 60
+    assert task.splits["test"][0]["labels"].tolist() == [2, 1]
+    test.write_text('{"what": "a", "kind": "rock"}\n{"what": "x", "kind": "fruit"}\n')
+    with pytest.raises(UserError, match="the label 'rock' does not occur in"):
+        make_task(config)
+    config.model.head = "sigmoid"
+    config.data.test_path = ""
+    with pytest.raises(UserError, match="tells two classes apart and the data has 3"):
+        make_task(config)
+
+
+def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
+    images, labels = prepare_tiny_mnist(tmp_path / "tfds", train=200)["test"]
+    config = toy_config(num_steps=0, num_epochs=40)
+    config.task = "classify_images"
+    config.batch_size = 20
+    config.data.path = "tfds:mnist"
+    config.data.tfds_dir = str(tmp_path / "tfds")
+    config.model.cell = "gru"
+    config.model.hidden_size = 16
+    config.optimizer.learning_rate = 0.02
+    config.report.every = 100
+    task = make_task(config)
+    inputs = task.splits["test"][0]["inputs"]
+    np.testing.assert_array_equal(inputs, (images / 255).astype(np.float32))
+    assert task.splits["test"][0]["labels"].tolist() == labels.tolist()
+    result = training.fit(config, task, tmp_path / "run")
+    assert result["test_accuracy"] > 0.8
+    run = prediction.load(tmp_path / "run")
+    hits = 0
+    for index in range(10):
+        answer, truth = classifying.classify_test_image(run, index)
+        assert truth == str(labels[index])
+        (tmp_path / "digit.png").write_bytes(png(images[index]))
+        own = classifying.classify_image(run, str(tmp_path / "digit.png"))
+        assert own == answer
+        hits += answer.label == truth
+    assert hits >= 7
+    with pytest.raises(
+        UserError, match="--index=50: the test split has images 0 to 49"
+    ):
+        classifying.classify_test_image(run, 50)
+
+
+def test_shifted_images_hold_the_same_pixels() -> None:
+    images = np.zeros((40, 28, 28), np.float32)
+    images[:, 13, 14] = 1
+    moved = np.asarray(shift_images(jax.random.key(0), jnp.asarray(images), 2))
+    places = [tuple(np.argwhere(image)[0] - (13, 14)) for image in moved]
+    assert (moved.sum((1, 2)) == 1).all()
+    assert {abs(x) for place in places for x in place} == {0, 1, 2}
+    assert len(set(places)) > 12
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data.length": 0}, "data.length=0 must be at least 1"),
+        ({"data.padding": "left"}, "unknown data.padding 'left'"),
+        ({"data.buckets": 6}, "data.buckets=6 must be from 1 to 5"),
+        ({"data.buckets": 2}, "data.buckets=2 batches by length: set data.padding"),
+        ({"data.path": "tfds:glue"}, "data.path='tfds:glue' is unknown"),
+        ({"data.path": "own.txt"}, "the ending '.txt' is unknown"),
+        ({"data.vocab_size": 2}, "vocab_size=2"),
+        ({"model.pooling": "sum"}, "unknown model.pooling 'sum'"),
+        ({"model.dense": (8, 0)}, "model.dense"),
+        ({"model.recurrent_dropout": 1.0}, "model.recurrent_dropout=1.0 must be in"),
+        (
+            {"model.recurrent_dropout": 0.1, "model.cell": "gru(reset_after=False)"},
+            "cannot be had with",
+        ),
+    ],
+)
+def test_errors_name_the_field(
+    fields: dict[str, object], message: str, imdb: dict[str, object]
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_task(text_config(**{**imdb, **fields}))
+
+
+def test_a_slice_of_the_real_reviews(tmp_path: Path) -> None:
+    from lstm_jax.data.reviews import Ragged, encode_texts, pad, train_vocabulary
+    from lstm_jax.data.sources import imdb_texts
+
+    texts, labels = imdb_texts("train[:200]", real_dataset("imdb_reviews"))
+    assert set(labels.tolist()) == {0, 1}
+    vocabulary = train_vocabulary(texts)
+    ragged = encode_texts(vocabulary, texts)
+    assert isinstance(ragged, Ragged)
+    ids, lengths = pad(ragged, 100, vocabulary.get_vocab_size())
+    for text, row, length in zip(texts, ids, lengths, strict=True):
+        words = ["<START>", *re.findall("[a-z0-9']+", text.lower())][-100:]
+        assert decode(vocabulary, row[100 - length :]).split() == words

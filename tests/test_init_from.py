@@ -1,0 +1,87 @@
+"""Runs that start from the parameters of another run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from reference import assert_close, assert_same_bits
+from toy_runs import fast_runs, saved_state, toy_config, toy_task
+
+import lstm_jax as lj
+from lstm_jax import steps, training, workdirs
+from lstm_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with fast_runs(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def test_init_from_takes_what_matches_and_names_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A rate of zero: the parameters of a checkpoint are those that the run began with.
+    config = toy_config(**{"num_steps": 1, "optimizer.learning_rate": 0.0})
+    task, other = (
+        toy_task(cells=(lj.simple_rnn(4),), num_classes=classes) for classes in (3, 5)
+    )
+    training.fit(config, task, tmp_path / "first")
+    theirs = workdirs.load_params(tmp_path / "first", 1)
+
+    config.seed = 1
+    own = jax.jit(other.init)(steps.make_keys(1).init)
+    capsys.readouterr()
+    training.fit(config, other, tmp_path / "second", tmp_path / "first")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"starting from step 1 of {tmp_path / 'first'}"
+    assert last == "not there in this shape, begun anew: head/bias, head/kernel"
+    taken = workdirs.load_params(tmp_path / "second", 1)
+    assert_same_bits(taken["recurrent"], theirs["recurrent"])
+    assert_same_bits(taken["head"], own["head"])
+    kernels = [p["recurrent"]["layer_0"]["cell"]["kernel"] for p in (taken, own)]
+    assert (kernels[0] != kernels[1]).all()
+
+    # All match: nothing is named. A run that goes on keeps its own.
+    training.fit(config, task, tmp_path / "third", tmp_path / "first")
+    assert "begun anew" not in capsys.readouterr().out
+    assert_same_bits(workdirs.load_params(tmp_path / "third", 1), theirs)
+    config.num_steps = 2
+    training.fit(config, task, tmp_path / "third", tmp_path / "second")
+    assert "starting from" not in capsys.readouterr().out
+    assert_same_bits(workdirs.load_params(tmp_path / "third", 2), theirs)
+
+
+def test_init_from_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run in .*nowhere \(no config.json\)"):
+        training.fit(toy_config(), toy_task(), tmp_path / "run", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("left", ["10.orbax-checkpoint-tmp", ""])
+def test_start_that_was_interrupted_before_its_first_checkpoint_still_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
+    config = toy_config(**{"num_steps": 1, "optimizer.learning_rate": 0.0})
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    training.fit(config, toy_task(), source)
+    config.seed = 1
+    workdirs.claim(workdir, config, {})
+    (workdir / "checkpoints" / left / "state").mkdir(parents=True)
+    capsys.readouterr()
+    training.fit(config, toy_task(), workdir, source)
+    assert f"starting from step 1 of {source}\n" in capsys.readouterr().out
+    theirs = workdirs.load_params(source, 1)
+    assert_same_bits(workdirs.load_params(workdir, 1), theirs)
+
+
+def test_average_starts_from_the_source_too(tmp_path: Path) -> None:
+    fields = {"num_steps": 2, "optimizer.ema": 0.9, "optimizer.learning_rate": 0.0}
+    config, task = toy_config(**fields), toy_task()
+    training.fit(config, task, tmp_path / "source")
+    config.seed = 1
+    training.fit(config, task, tmp_path / "run", tmp_path / "source")
+    theirs = workdirs.load_params(tmp_path / "source", 2)
+    state = saved_state(tmp_path / "run", config, task)
+    assert_close(state.params, theirs, 1e-6)
+    assert_close(state.average, theirs, 1e-6)
