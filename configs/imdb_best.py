@@ -1,6 +1,8 @@
 """IMDB sentiment as well as an LSTM from scratch does it here.
 
     python train.py --config=configs/imdb_best.py
+
+Batches by length, the maximum over time, dropout, and an average of the parameters.
 """
 
 from configs import imdb_fast

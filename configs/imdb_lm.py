@@ -1,8 +1,11 @@
 """A language model of film reviews: the next word at every step.
 
-python train.py --config=configs/imdb_lm.py
-python predict.py --workdir=checkpoints/imdb_lm --input="this movie is" \
+    python train.py --config=configs/imdb_lm.py
+    python predict.py --workdir=checkpoints/imdb_lm --input="this movie is" \
         --temperature=0.7
+
+Reviews without labels, the last 5 % of them held out. A trigram model of the same words
+on the same split has a perplexity of 127.5 (`python -m benchmarks.trigram`).
 """
 
 from lstm_jax.config import Config, base_config

@@ -1,6 +1,8 @@
 """MNIST digits read row by row, as well as two LSTMs do it here.
 
     python train.py --config=configs/mnist_best.py
+
+Both directions, the maximum over rows, and images shifted by up to two pixels.
 """
 
 from configs import mnist_rnn

@@ -73,6 +73,8 @@ class SequenceClassifier(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
         """Logits of inputs [B, T] (symbols) or [B, T, D] (vectors)."""
+        if lengths is not None:  # a small type may not count to T
+            lengths = lengths.astype(jnp.int32)
 
         def drop(rate: float, a: Array) -> Array:
             return nn.Dropout(rate)(a, deterministic=deterministic) if rate else a
@@ -130,6 +132,8 @@ class SequenceTagger(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B T C"]:
         """Logits of inputs [B, T] (symbols) or [B, T, D] (vectors)."""
+        if lengths is not None:  # a small type may not count to T
+            lengths = lengths.astype(jnp.int32)
         xs = _features(inputs, self.vocab_size, self.embedding_size)
         stack = Stack(
             self.cells, self.dropout, bidirectional=self.bidirectional, name="recurrent"
@@ -223,9 +227,8 @@ def _last_output(
     if lengths is None:
         last = ys[:, -1]
     else:
-        # ys is zero at masked steps, so an empty row may read any of them; unsigned
-        # lengths know no -1.
-        at = jnp.clip(lengths.astype(jnp.int32) - 1, 0, time - 1).reshape(-1, 1, 1)
+        # ys is zero at masked steps, so an empty row may read any of them.
+        at = jnp.clip(lengths - 1, 0, time - 1).reshape(-1, 1, 1)
         last = jnp.take_along_axis(ys, at, axis=1)[:, 0]
     if not bidirectional:
         return last

@@ -69,13 +69,13 @@ def init_state(stepping: Stepping, keys: Keys) -> TrainState:
     task = stepping.task
     params: Any = task.init(keys.init)
     carry = task.carry(stepping.batch_size)
-    # The names of the metrics; the batch is as large as the carry.
-    weight = jnp.zeros((stepping.batch_size,))
-    one = jax.tree.map(
-        lambda a: jnp.zeros((stepping.batch_size, *a.shape[1:]), a.dtype),
-        task.examples[0],
-    )
-    sums, _ = jax.eval_shape(task.loss, params, one, weight, None, carry)
+
+    def sums_of(params: Params, examples: Examples, carry: PyTree) -> Sums:
+        first = jnp.int32(0)
+        return eval_step(task, stepping.batch_size, params, examples, first, carry)[0]
+
+    # For the names of the metrics.
+    sums = jax.eval_shape(sums_of, params, task.examples[0], carry)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -72,12 +72,10 @@ def fit(
                 state = state._replace(params=params, average=average)
         else:
             state, meta = checkpoints.restore(manager, step, abstract)
-        # Not before all that a resume needs is read.
-        files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-        workdirs.store(workdir, config, files)
         at = int(state.step)
         if at >= num_steps or meta.get("ended", False):
             print(f"finished before, at step {at}: not trained again", file=sys.stderr)
+            workdirs.store(workdir, config, task.files)  # what is free to change
         else:
             if at:
                 print(f"going on from step {at}", file=sys.stderr)
@@ -150,6 +148,8 @@ def _train(
     report_periods = (report.every, epoch_period)
     texts = {"config": config.to_json_best_effort(indent=2), "summary": task.summary}
     out = reporting.open_report(workdir, step=step, total_steps=num_steps, texts=texts)
+    files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
+    workdirs.store(workdir, config, files)  # not before all that a resume needs is read
 
     def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
         means = _means(task, sums)  # waits for the device

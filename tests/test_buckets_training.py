@@ -164,14 +164,14 @@ def test_gradient_of_a_batch_is_that_of_masking(pooling: str) -> None:
 
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Stopped and interrupted, with many steps a dispatch or one at a time."""
-    task = ragged_task(3, size=16, dropout=0.5)
-    config = toy_config(num_steps=20, **{"report.every": 1000, "checkpoint.every": 0})
-    assert len(task.examples) == 3
+    task = ragged_task(2, size=16, dropout=0.5)
+    fields = {"optimizer.name": "sgd", "optimizer.momentum": 0.9}
+    config = toy_config(num_steps=20, **fields, **{"report.every": 1000})
+    assert len(task.examples) == 2
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     training.fit(config, task, whole)
-    for num_steps in (1, 8):
-        config.num_steps = num_steps
-        training.fit(config, task, parts)
+    config.num_steps = 8
+    training.fit(config, task, parts)
     config.num_steps = 20
     config.report.every = config.report.evaluate_every = 1
     config.checkpoint.every = 5
@@ -189,7 +189,8 @@ def test_train_rows_count_each_example_once(tmp_path: Path) -> None:
     """At a rate of zero an epoch's row is the evaluation of the same examples."""
     fields = {"optimizer.learning_rate": 0.0, "report.every": 1000}
     config = toy_config(num_steps=0, num_epochs=2, **fields)
-    training.fit(config, ragged_task(3), tmp_path)
+    config.optimizer.name = "sgd"
+    training.fit(config, ragged_task(2), tmp_path)
     rows = rows_of(tmp_path)
     assert [row["split"] for row in rows] == ["train", "all"] * 2
     for row in rows[1:]:

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,10 @@ from random_modules import (
     draw_ids,
     draw_inputs,
     draw_params,
+    draws,
+    dropped_of,
+    head,
+    rnn_outputs,
 )
 
 import lstm_jax as lj
@@ -47,33 +50,6 @@ def last_outputs(
         rows = [ys[row, step] for row, step in enumerate(steps)]
         parts.append(np.where(np.asarray(lengths)[:, None] > 0, rows, 0))
     return np.concatenate(parts, -1)
-
-
-def rnn_outputs(
-    layer: Any, xs: Any, lengths: Any = None, activation: Any = np.tanh
-) -> Float[np.ndarray, "B T Y"]:
-    """The outputs of a layer of simple cells, one or two directions; 0 if masked."""
-    xs = np.asarray(xs, np.float64)
-    lengths = [xs.shape[1]] * len(xs) if lengths is None else lengths.tolist()
-    parts = []
-    for direction in ("forward", "backward") if "forward" in layer else ("",):
-        cell = jax.tree.map(np.asarray, (layer[direction] if direction else layer))
-        kernel, recurrent, bias = (
-            cell["cell"][name] for name in ("kernel", "recurrent_kernel", "bias")
-        )
-        ys = np.zeros((*xs.shape[:2], len(recurrent)))
-        for row, length in enumerate(lengths):
-            h = np.zeros(len(recurrent))
-            steps = range(length)
-            for t in reversed(steps) if direction == "backward" else steps:
-                h = ys[row, t] = activation(xs[row, t] @ kernel + h @ recurrent + bias)
-        parts.append(ys)
-    return np.concatenate(parts, -1)
-
-
-def head(params: Any, last: Any) -> Float[np.ndarray, "B C"]:
-    kernel, bias = params["head"]["kernel"], params["head"]["bias"]
-    return np.asarray(last) @ np.asarray(kernel) + np.asarray(bias)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -252,30 +228,6 @@ def test_dense_layers() -> None:
         assert jnp.unique(fresh[layer]["bias"]).tolist() == [0]
     tanh = module.clone(dense_activation=jnp.tanh)
     assert np.abs(apply(tanh, params) - head(params, out)).max() > 0.01
-
-
-def draws(module: nn.Module, params: Any, inputs: Array) -> Any:
-    """The logits of a training step, and what every module in it gave."""
-
-    @jax.jit  # one compilation, not one of each operation
-    def run(params: Any, inputs: Array) -> Any:
-        return module.apply(
-            {"params": params},
-            inputs,
-            deterministic=False,
-            rngs={"dropout": jax.random.key(0)},
-            capture_intermediates=True,
-            mutable="intermediates",
-        )
-
-    logits, seen = run(params, inputs)
-    return logits, seen["intermediates"]
-
-
-def dropped_of(seen: Any) -> list[Array]:
-    """What the dropouts gave, in their order."""
-    names = sorted(name for name in seen if name.startswith("Dropout_"))
-    return [seen[name]["__call__"][0] for name in names]
 
 
 def test_classifier_drops_before_the_head() -> None:

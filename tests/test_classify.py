@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_datasets import png, prepare_tiny_imdb, prepare_tiny_mnist, real_dataset
-from toy_runs import toy_config
+from toy_runs import fast_runs, toy_config
 
 from lstm_jax import classifying, prediction, steps, training
 from lstm_jax.data.reviews import decode
@@ -19,13 +20,19 @@ from lstm_jax.tasks import make_task
 from lstm_jax.tasks.classify_images import shift_images
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with fast_runs(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def text_config(**fields: object) -> object:
-    config = toy_config(num_steps=0, num_epochs=25)
+    config = toy_config(num_steps=0, num_epochs=20)
     config.task = "classify_text"
     config.model.hidden_size = 8
     config.model.embedding_size = 8
@@ -66,7 +73,7 @@ def test_reviews_are_learnt_and_answered(
         alone = classifying.classify_texts(run, [text])[0]
         assert alone.label == answer.label
         assert alone.probability == pytest.approx(answer.probability, rel=1e-5)
-    words, pads = "<START> a superb movie liked it".split(), ["<PAD>"] * 24
+    words, pads = ["<START>", "a", "superb", "movie", "liked", "it"], ["<PAD>"] * 24
     seen = pads + words if padding == "front" else words + pads
     assert answers[0].seen.split() == seen
 
@@ -143,21 +150,21 @@ def test_own_files(tmp_path: Path) -> None:
 
 def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
     images, labels = prepare_tiny_mnist(tmp_path / "tfds", train=200)["test"]
-    config = toy_config(num_steps=0, num_epochs=40)
+    config = toy_config(num_steps=0, num_epochs=25)
     config.task = "classify_images"
-    config.batch_size = 20
+    config.batch_size = 25
     config.data.path = "tfds:mnist"
     config.data.tfds_dir = str(tmp_path / "tfds")
     config.model.cell = "gru"
-    config.model.hidden_size = 16
-    config.optimizer.learning_rate = 0.02
+    config.model.hidden_size = 8
+    config.optimizer.learning_rate = 0.05
     config.report.every = 100
     task = make_task(config)
     inputs = task.splits["test"][0]["inputs"]
     np.testing.assert_array_equal(inputs, (images / 255).astype(np.float32))
     assert task.splits["test"][0]["labels"].tolist() == labels.tolist()
     result = training.fit(config, task, tmp_path / "run")
-    assert result["test_accuracy"] > 0.8
+    assert result["test_accuracy"] > 0.6  # of ten classes
     run = prediction.load(tmp_path / "run")
     hits = 0
     for index in range(10):
@@ -167,7 +174,7 @@ def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
         own = classifying.classify_image(run, str(tmp_path / "digit.png"))
         assert own == answer
         hits += answer.label == truth
-    assert hits >= 7
+    assert hits >= 5
     with pytest.raises(
         UserError, match="--index=50: the test split has images 0 to 49"
     ):

@@ -1,119 +1,46 @@
-"""Tests of train.py and predict.py: what a person at the command line meets."""
+"""Tests of train.py: what a person at the command line meets."""
 
-import io
 import json
-import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-
-# Their flags are the process's own: flagsaver must find them defined.
-from absl import app as _app  # noqa: F401
-from absl import logging as _logging  # noqa: F401
-from absl.testing import flagsaver
+from command_runs import (
+    BEST,
+    LAST,
+    ROOT,
+    TINY,
+    WORDS,
+    Finished,
+    Trained,
+    assert_user_error,
+    caller,
+    contents,
+    run_process,
+    train_tiny,
+    write,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     # ml_collections loads a config file with it.
     r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
 )
 
-ROOT = Path(__file__).parents[1]
-# With this learning rate the model is at its best before the last step.
-TINY = (
-    "--config.num_steps=4",
-    "--config.batch_size=8",
-    "--config.model.hidden_size=6",
-    "--config.model.num_layers=1",
-    "--config.model.embedding_size=4",
-    "--config.optimizer.name=rmsprop",
-    "--config.optimizer.learning_rate=1.0",
-    "--config.report.every=2",
-    "--config.report.evaluate_every=2",
-    "--config.checkpoint.every=2",
-    "--config.checkpoint.best=windows_loss",
-)
-BEST, LAST = 2, 4
-WORDS = "--input=long ago , the mice"
-BEGINNING = ["long", "ago", ",", "the", "mice"]
-
-
-class Finished(NamedTuple):
-    """What a program left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_process(*command: str, **options: Any) -> Finished:
-    """Runs a script in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:]],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
-class Trained(NamedTuple):
-    """A finished run and what its training printed."""
-
-    workdir: Path
-    printed: Finished
-
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run that tests read and do not change."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    return Trained(workdir, run_process("train.py", f"--workdir={workdir}", *TINY))
+    return train_tiny(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def call(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
-    """Runs a script in this process, as Python would: an import costs seconds."""
-
-    def run(script: str, *arguments: str, stdin: str = "") -> Finished:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return Finished(stopped.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Every file below a folder and what is in it."""
-    return {
-        path: path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-def assert_user_error(done: Finished, *fragments: str) -> None:
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert done.err.endswith("\n")
-    for fragment in fragments:
-        assert fragment in done.err
-
-
-# Training
+    return caller(monkeypatch, capsys)
 
 
 def test_training_prints_progress_alone_to_stderr(trained: Trained) -> None:
@@ -171,7 +98,7 @@ def test_workdir_holds_the_run(trained: Trained) -> None:
         "metrics.jsonl",
         "summary.txt",
         "vocabulary.json",
-        "text.sha256",
+        "data.sha256",
     }
     steps = {path.name for path in (trained.workdir / "checkpoints").iterdir()}
     assert steps == {str(BEST), str(LAST)}
@@ -180,7 +107,8 @@ def test_workdir_holds_the_run(trained: Trained) -> None:
     assert config["optimizer"]["learning_rate"] == 1.0
     assert config["data"]["path"] == "fable.txt"
     assert (trained.workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "Total Parameters: 1,496" in (trained.workdir / "summary.txt").read_text()
+    summary = (trained.workdir / "summary.txt").read_text()
+    assert summary.splitlines()[-1].split() == ["total", "1,496"]
 
 
 def test_finished_run_trains_nothing(
@@ -190,7 +118,7 @@ def test_finished_run_trains_nothing(
     before = contents(tmp_path)
     done = call("train.py", f"--workdir={tmp_path / 'run'}", *TINY)
     assert done.code == 0
-    assert done.err == ""
+    assert done.err == "finished before, at step 4: not trained again\n"
     result = json.loads(trained.printed.out.splitlines()[-1])
     result["workdir"] = str(tmp_path / "run")
     assert json.loads(done.out.splitlines()[-1]) == result
@@ -206,6 +134,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "short.txt").write_text("long ago ,")
     (folder / "latin.txt").write_bytes(b"caf\xe9 au lait")
     (folder / "no_function.py").write_text("batch_size = 3\n")
+    (folder / "syntax.py").write_text("def get_config():\n  return (\n")
+    (folder / "imports.py").write_text("import no_such_module\n")
+    (folder / "nothing.py").write_text("def get_config():\n  pass\n")
+    (folder / "dictionary.py").write_text("def get_config():\n  return {'seed': 0}\n")
+    (folder / "older.py").write_text(
+        "from lstm_jax.config import base_config\n"
+        "def get_config():\n"
+        "  config = base_config()\n"
+        "  del config['patience']\n"
+        "  return config\n"
+    )
     (folder / "empty").mkdir()
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.txt").write_text("years of work")
@@ -238,7 +177,11 @@ TRAINING_ERRORS = [
     # values
     ("--config.batch_size=0", "batch_size=0 must be at least 1"),
     ("--config.batch_size=-8", "batch_size=-8 must be at least 1"),
-    ("--config.num_steps=0", "num_steps=0 must be at least 1"),
+    ("--config.num_steps=0", "num_steps=0 and num_epochs=0: give one of them"),
+    ("--config.num_epochs=2", "num_steps=4 and num_epochs=2: give one of them"),
+    ("--config.num_steps=-1", "num_steps=-1 must be at least 0"),
+    ("--config.patience=1 --config.checkpoint.best=", "name its metric"),
+    ("--config.optimizer.ema=1", "optimizer.ema=1.0 must be in [0, 1)"),
     ("--config.model.hidden_size=0", "hidden_size=0 must be at least 1"),
     ("--config.model.hidden_size=-6", "hidden_size=-6 must be at least 1"),
     ("--config.model.num_layers=0", "num_layers=0 must be at least 1"),
@@ -256,7 +199,11 @@ TRAINING_ERRORS = [
     ("--config.optimizer.warmup_steps=4", "warmup_steps=4"),
     # names
     ("--config.task=translation", "'translation'", "next_word"),
+    ("--config.task=custom", "'custom'", "next_word"),
+    ("--config.model.head=tanh", "'tanh'", "softmax, sigmoid"),
+    ("--config.model.pooling=sum", "'sum'", "last, mean, max"),
     ("--config.model.cell=lstmm", "'lstmm'", "simple_rnn, lstm, gru"),
+    ("--config.model.cell=lstm(forget_bias=1,forget_bias=2)", "a keyword twice"),
     ("--config.model.cell=lstm(3)", "lstm(3)", "gru(reset_after=False)"),
     ("--config.model.head_init=zero", "'zero'", "glorot, normal"),
     ("--config.optimizer.name=adamm", "'adamm'", "adam, adamw"),
@@ -302,6 +249,11 @@ def test_training_errors(
         ("/no/config.py", ("no config file /no/config.py", "configs")),
         ("{files}/foreign", ("no config file", "configs")),
         ("{files}/no_function.py", ("get_config",)),
+        ("{files}/syntax.py", ("syntax.py, line 2: ", "never closed")),
+        ("{files}/imports.py", ("--config: ", "no_such_module")),
+        ("{files}/nothing.py", ("get_config",)),
+        ("{files}/dictionary.py", ("base_config",)),
+        ("{files}/older.py", ("no field patience", "base_config")),
     ],
 )
 def test_config_file_errors(
@@ -312,7 +264,8 @@ def test_config_file_errors(
     call: Callable[..., Finished],
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    for name in ("config_config", "config"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     config = f"--config={config.format(files=files)}"
     done = call("train.py", config, f"--workdir={tmp_path / 'run'}")
     assert_user_error(done, *fragments)
@@ -325,8 +278,10 @@ def test_config_file_errors(
         (("model.hidden_size=7",), ("model.hidden_size: 6 there, 7 here",)),
         (
             ("seed=1", "data.path=meditations.txt"),
-            ("seed: 0 there, 1 here", "data.path: 'fable.txt' there"),
+            ("seed: 0 there, 1 here",),
         ),
+        (("data.path=meditations.txt",), ("on other data", "differs")),
+        (("num_steps=0", "num_epochs=9"), ("num_epochs: 0 there", "num_steps: 4")),
         (("num_steps=2",), ("num_steps: 4 there, 2 here",)),
         (
             ("num_steps=6", "optimizer.schedule=cosine"),
@@ -354,140 +309,51 @@ def test_error_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert not workdir.exists()
 
 
-# Prediction
-
-
-def predicted(done: Finished) -> list[str]:
-    """The words that a program printed, if it did nothing else."""
-    assert done.code == 0
-    assert done.err == ""
-    assert done.out.count("\n") == 1
-    return done.out.split()
-
-
-def test_prediction(trained: Trained, call: Callable[..., Finished]) -> None:
-    workdir = f"--workdir={trained.workdir}"
-    text = predicted(run_process("predict.py", workdir, WORDS))
-    assert text[:5] == BEGINNING
-    assert len(text) == 5 + 32
-    # The best checkpoint answers, though a later one is there.
-    options = ("predict.py", workdir, WORDS, "--num_words=9")
-    assert predicted(call(*options)) == text[: 5 + 9]
-    best = predicted(call(*options, f"--step={BEST}"))
-    last = predicted(call(*options, f"--step={LAST}"))
-    assert best == text[: 5 + 9]
-    assert last[:5] == BEGINNING
-    assert last != best
-    # The last words given decide, not the first.
-    tail = predicted(
-        call("predict.py", workdir, "--input=,the   mice", "--num_words=9")
-    )
-    assert tail[3:] == best[5:]
-
-
-def test_sampling(trained: Trained, call: Callable[..., Finished]) -> None:
-    def sample(*options: str) -> list[str]:
-        workdir = f"--workdir={trained.workdir}"
-        return predicted(call("predict.py", workdir, WORDS, "--num_words=8", *options))
-
-    greedy = sample()
-    warm = "--temperature=5"
-    assert sample(warm, "--top_k=1") == greedy
-    first = sample(warm, "--seed=1")
-    assert first == sample(warm, "--seed=1")
-    assert len({tuple(words) for words in (greedy, first, sample(warm))}) == 3
-    top = sample(warm, "--seed=1", "--top_k=3")
-    assert top == sample(warm, "--seed=1", "--top_k=3")
-    assert top not in (greedy, first)
-
-
-def edit_config(**fields: Any) -> Callable[[Path], None]:
-    """Sets fields of a run's config; None takes one away."""
-
-    def edit(workdir: Path) -> None:
-        config = json.loads((workdir / "config.json").read_text())
-        for path, value in fields.items():
-            *groups, name = path.split("__")
-            group = config
-            for key in groups:
-                group = group[key]
-            if value is None:
-                del group[name]
-            else:
-                group[name] = value
-        (workdir / "config.json").write_text(json.dumps(config))
-
-    return edit
-
-
-def write(name: str, content: bytes) -> Callable[[Path], None]:
-    def edit(workdir: Path) -> None:
-        (workdir / name).write_bytes(content)
-
-    return edit
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    def edit(workdir: Path) -> None:
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("edit", "fragments"),
-    [
-        (remove("config.json"), ("no run in {workdir}", "train.py")),
-        (write("config.json", b'{"task": '), ("config.json is damaged",)),
-        (write("config.json", b"\xff\x00"), ("config.json is damaged",)),
-        (write("config.json", b""), ("config.json is damaged",)),
-        pytest.param(write("config.json", b"[1]"), ("config.json",)),
-        pytest.param(edit_config(task=None), ("config.json",)),
-        pytest.param(edit_config(model__cell=None), ("config.json",)),
-        (edit_config(task="translation"), ("'translation'",)),
-        (edit_config(model__hidden_size=7), ("of another model", "config.json")),
-        (edit_config(model__num_layers=2), ("of another model", "config.json")),
-        (edit_config(model__cell="gru"), ("of another model", "config.json")),
-        (edit_config(model__embedding_size=0), ("of another model", "config.json")),
-        (edit_config(model__cell="lstmm"), ("'lstmm'",)),
-        (remove("vocabulary.json"), ("vocabulary.json is missing",)),
-        (write("vocabulary.json", b"{}"), ("vocabulary.json is missing or damaged",)),
-        (remove("checkpoints"), ("no checkpoint in {workdir}", "train.py")),
-    ],
-    ids=[
-        "no_config",
-        "torn_config",
-        "binary_config",
-        "empty_config",
-        "list_config",
-        "no_task",
-        "no_cell",
-        "other_task",
-        "other_size",
-        "other_depth",
-        "other_cell",
-        "other_inputs",
-        "no_such_cell",
-        "no_vocabulary",
-        "damaged_vocabulary",
-        "no_checkpoint",
-    ],
-)
-def test_workdirs_that_cannot_answer(
-    edit: Callable[[Path], None],
-    fragments: tuple[str, ...],
-    trained: Trained,
-    tmp_path: Path,
-    call: Callable[..., Finished],
+def test_best_of_a_finished_run_may_be_chosen_anew(
+    trained: Trained, tmp_path: Path, call: Callable[..., Finished]
 ) -> None:
+    """What is printed is what a prediction loads."""
     workdir = tmp_path / "run"
     shutil.copytree(trained.workdir, workdir)
-    edit(workdir)
-    before = contents(workdir)
-    done = call("predict.py", f"--workdir={workdir}", WORDS)
-    assert_user_error(done, *(part.format(workdir=workdir) for part in fragments))
-    assert contents(workdir) == before
+    chosen = ("predict.py", f"--workdir={workdir}", WORDS)
+    of_best, of_last = (
+        call(*chosen, f"--step={step}").out.splitlines() for step in (BEST, LAST)
+    )
+    assert of_best != of_last
+    assert call(*chosen).out.splitlines() == of_best
+    done = call("train.py", f"--workdir={workdir}", *TINY, "--config.checkpoint.best=")
+    result = json.loads(done.out.splitlines()[-1])
+    assert (result["step"], result["best_step"]) == (LAST, None)
+    assert call(*chosen).out.splitlines() == of_last
+    done = call("train.py", f"--workdir={workdir}", *TINY)
+    assert json.loads(done.out.splitlines()[-1])["step"] == BEST
+    assert call(*chosen).out.splitlines() == of_best
+
+
+def test_interrupted_training_says_so_in_one_line(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    many = ("--config.num_steps=1000000", "--config.checkpoint.every=1000")
+    program = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}"),
+            *(*TINY, *many, "--config.report.evaluate_every=0"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert program.stderr is not None
+        assert program.stderr.readline().startswith("step 2/1000000  ")
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    *rows, last = err.splitlines()
+    assert last == "interrupted: the same command goes on"
+    assert all(row.startswith("step ") for row in rows)
+    assert program.returncode == 130
+    assert not list(workdir.glob("*.tmp"))
 
 
 def test_training_on_a_damaged_config(
@@ -501,81 +367,3 @@ def test_training_on_a_damaged_config(
         call("train.py", f"--workdir={workdir}", *TINY), "config.json is damaged"
     )
     assert contents(workdir) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fragments"),
-    [
-        (("--workdir=/no/run", WORDS), ("no run in /no/run", "train.py")),
-        ((), ("--input", "--interactive")),
-        ((WORDS, "--interactive"), ("--input", "--interactive")),
-        (("--input=",), ("0 words", "reads 3")),
-        (("--input=long ago",), ("2 words", "reads 3")),
-        (("--input=long zebra , the Cat zebra",), ("vocabulary: zebra, Cat\n",)),
-        ((WORDS, "--step=3"), ("no checkpoint of step 3", "2, 4")),
-        ((WORDS, "--step=-1"), ("no checkpoint of step -1", "2, 4")),
-        ((WORDS, "--num_words=0"), ("--num_words=0",)),
-        ((WORDS, "--temperature=-0.5"), ("--temperature=-0.5",)),
-        ((WORDS, "--temperature=nan"), ("--temperature=nan",)),
-        ((WORDS, "--temperature=inf"), ("--temperature=inf",)),
-        ((WORDS, "--temperature=hot"), ("--temperature=hot",)),
-        ((WORDS, "--top_k=-1"), ("--top_k=-1",)),
-        ((WORDS, "--tempreature=1"), ("'tempreature'", "temperature")),
-        (("long", "ago"), ("'long'", "flags begin with --")),
-    ],
-)
-def test_prediction_errors(
-    arguments: tuple[str, ...],
-    fragments: tuple[str, ...],
-    trained: Trained,
-    call: Callable[..., Finished],
-) -> None:
-    before = contents(trained.workdir)
-    done = call("predict.py", f"--workdir={trained.workdir}", *arguments)
-    assert_user_error(done, *fragments)
-    assert contents(trained.workdir) == before
-
-
-def test_conversation(trained: Trained, call: Callable[..., Finished]) -> None:
-    options = ("predict.py", f"--workdir={trained.workdir}", "--num_words=4")
-    once = predicted(call(*options, "--input=the cat ."))
-    done = call(
-        *options,
-        "--interactive",
-        stdin="the zebra . said\nthe cat\n\nthe cat .\n",
-    )
-    assert done.code == 0
-    assert done.err == ""
-    asked, *answers = done.out.split("3 words: ")
-    assert asked == ""
-    assert len(answers) == 5  # the last one met the end of the input
-    assert "not in the vocabulary: zebra\n" in answers[0]
-    assert answers[1].startswith("2 words given")
-    assert answers[2].startswith("0 words given")
-    assert answers[3].split() == once
-    assert answers[4] == "\n"
-
-
-def test_interrupted_conversation(trained: Trained) -> None:
-    program = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "predict.py"),
-            f"--workdir={trained.workdir}",
-            "--interactive",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert program.stdout is not None
-        asked = os.read(program.stdout.fileno(), 100)
-        program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    assert asked == b"3 words: "
-    assert out == b"\n"
-    assert err == b""
-    assert program.returncode == 0

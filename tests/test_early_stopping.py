@@ -128,21 +128,34 @@ def test_run_ends_when_patience_does(
     assert capsys.readouterr().err == finished
 
 
+def scored(task: Task) -> Task:
+    """With the losses as a metric that grows."""
+
+    def loss(*arguments: Any) -> Any:
+        sums, carry = task.loss(*arguments)
+        return {**sums, "score": sums["loss"]}, carry
+
+    return task._replace(loss=loss)
+
+
 def test_patience_of_one_and_a_metric_to_maximise(tmp_path: Path) -> None:
-    def scored(task: Task) -> Task:
-        """With the losses as a metric that grows."""
-
-        def loss(*arguments: Any) -> Any:
-            sums, carry = task.loss(*arguments)
-            return {**sums, "score": sums["loss"]}, carry
-
-        return task._replace(loss=loss)
-
     config = patient_config(patience=1, **{"checkpoint.best": "test_score"})
     result = training.fit(config, scored(task_of_losses()), tmp_path)
     # 5, 6, 7, and then 4.
     assert (result["step"], result["test_score"]) == (3, 7.0)
     assert rows_of(tmp_path, "test")[-1]["step"] == 4
+
+
+def test_another_metric_is_counted_anew(tmp_path: Path) -> None:
+    """`checkpoint.best` may change on a resume; scores of two metrics compare not."""
+    config, task = patient_config(), scored(task_of_losses())
+    config.checkpoint.best = "test_score"
+    with stopped_at(3, "test"):
+        training.fit(config, task, tmp_path)
+    config.checkpoint.best = "test_loss"
+    result = training.fit(config, task, tmp_path)
+    assert (result["step"], result["test_loss"]) == (4, 4.0)
+    assert rows_of(tmp_path, "test")[-1]["step"] == 7
 
 
 def test_no_patience_is_to_the_end(tmp_path: Path) -> None:
@@ -157,6 +170,19 @@ def test_losses_that_are_not_finite_are_no_best(tmp_path: Path) -> None:
     result = training.fit(patient_config(), task, tmp_path)
     assert (result["step"], result["test_loss"]) == (2, 5.0)
     assert rows_of(tmp_path, "test")[-1]["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "last", "best"), [(5.0, 4, 4), (float("nan"), 3, None)]
+)
+def test_as_good_as_before_is_no_better(
+    tmp_path: Path, value: float, last: int, best: int | None
+) -> None:
+    task = climbing_task(lambda w: 0 * w + value)
+    result = training.fit(patient_config(), task, tmp_path)
+    assert rows_of(tmp_path, "test")[-1]["step"] == last
+    # Of equals the newest that is kept answers; of none the last.
+    assert (result["step"], result["best_step"]) == (last, best)
 
 
 @pytest.mark.parametrize(

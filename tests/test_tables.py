@@ -166,8 +166,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             read_labelled(str(tmp_path / name))
         assert str(error.value) == (
-            f"cannot read {str(tmp_path / name)!r} ({why}): data.path takes a .csv, .tsv or "
-            ".jsonl file"
+            f"cannot read {str(tmp_path / name)!r} ({why}): data.path takes a .csv, "
+            ".tsv or .jsonl file"
         )
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
 from lstm_jax import checkpoints, reporting
-from lstm_jax.config import base_config
+from lstm_jax.config import Config, base_config
 from lstm_jax.models import SequenceClassifier
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping, TrainState, init_state, make_keys, steps_per_epoch
@@ -23,7 +22,7 @@ from lstm_jax.tasks import Task, classification
 SIZE, BATCH, CLASSES = 10, 4, 3  # three batches an epoch, the last half padding
 
 
-def toy_config(**fields: Any) -> ConfigDict:
+def toy_config(**fields: Any) -> Config:
     """A config of few small steps; `fields` by their flat names."""
     config = base_config()
     config.task = "next_word"
@@ -99,7 +98,7 @@ def climbing_task(evaluated: Callable[[Any], Any]) -> Task:
     )
 
 
-def climbing_config(**fields: Any) -> ConfigDict:
+def climbing_config(**fields: Any) -> Config:
     """For `climbing_task`; reports and checkpoints at the end, unless asked for."""
     return toy_config(
         **{
@@ -147,7 +146,7 @@ def losses_and_hits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return log_sum - logits[rows, labels], logits.argmax(-1) == labels
 
 
-def stepping_of(config: ConfigDict, task: Task) -> Stepping:
+def stepping_of(config: Config, task: Task) -> Stepping:
     """As `fit` makes it."""
     epoch = steps_per_epoch(task, config.batch_size)
     num_steps = config.num_steps or config.num_epochs * epoch
@@ -156,13 +155,14 @@ def stepping_of(config: ConfigDict, task: Task) -> Stepping:
 
 
 def saved_state(
-    workdir: Path, config: ConfigDict, task: Task, step: int | None = None
+    workdir: Path, config: Config, task: Task, step: int | None = None
 ) -> TrainState:
     """The newest state that a run saved, or that of a step."""
     keys = make_keys(config.seed)
     wanted = jax.eval_shape(lambda: init_state(stepping_of(config, task), keys))
     with checkpoints.open_checkpoints(workdir) as manager:
         step = checkpoints.latest_step(manager) if step is None else step
+        assert step is not None
         return checkpoints.restore(manager, step, wanted)[0]
 
 

@@ -28,6 +28,8 @@ def next_word(config: Config) -> Task:
     if not words:
         raise UserError(f"{config.data.path} holds no words: give a text with some")
     vocabulary = build_vocabulary(words)
+    if vocabulary.get_vocab_size() == 1:
+        raise UserError(f"{config.data.path} holds one word alone: give a text of two")
     inputs, targets = windows(encode(vocabulary, words), config.data.window)
     model = next_word_model(config, vocabulary)
     task = classification(model, inputs, targets, {"windows": (inputs, targets)})

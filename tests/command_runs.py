@@ -1,0 +1,110 @@
+"""Ways to run train.py and predict.py, and a small run that they made."""
+
+import functools
+import io
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+# Their flags are the process's own: flagsaver must find them defined.
+from absl import app as _app  # noqa: F401
+from absl import logging as _logging  # noqa: F401
+from absl.testing import flagsaver
+
+ROOT = Path(__file__).parents[1]
+# With this learning rate the model is at its best before the last step.
+TINY = (
+    "--config.num_steps=4",
+    "--config.batch_size=8",
+    "--config.model.hidden_size=6",
+    "--config.model.num_layers=1",
+    "--config.model.embedding_size=4",
+    "--config.optimizer.name=adam",
+    "--config.optimizer.learning_rate=1.0",
+    "--config.report.every=2",
+    "--config.report.evaluate_every=2",
+    "--config.checkpoint.every=2",
+    "--config.checkpoint.best=windows_loss",
+)
+BEST, LAST = 2, 4
+WORDS = "--input=long ago , the mice"
+BEGINNING = ["long", "ago", ",", "the", "mice"]
+
+
+class Finished(NamedTuple):
+    """What a program left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_process(*command: str, **options: Any) -> Finished:
+    """Runs a script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+class Trained(NamedTuple):
+    """A finished run and what its training printed."""
+
+    workdir: Path
+    printed: Finished
+
+
+@functools.cache
+def train_tiny(folder: Path) -> Trained:
+    """A run that tests read and do not change, once in a process of tests."""
+    workdir = folder / "tiny"
+    return Trained(workdir, run_process("train.py", f"--workdir={workdir}", *TINY))
+
+
+def caller(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
+    """Runs a script in this process, as Python would: an import costs seconds."""
+
+    def run(script: str, *arguments: str, stdin: str = "") -> Finished:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return Finished(stopped.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file below a folder and what is in it."""
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def assert_user_error(done: Finished, *fragments: str) -> None:
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert done.err.endswith("\n")
+    for fragment in fragments:
+        assert fragment in done.err
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def edit(workdir: Path) -> None:
+        (workdir / name).write_bytes(content)
+
+    return edit
