@@ -82,6 +82,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _stop(str(error))
+        except flags.IllegalFlagValueError as error:
+            _stop(f"{error}: does the file's get_config return a config?")
         except KeyboardInterrupt:
             print("interrupted: the same command goes on", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)

@@ -220,10 +220,12 @@ class Record(NamedTuple):
     """What early stopping knows; stored with each checkpoint.
 
     Attributes:
+      metric: which is scored; with another one, all begins anew.
       score: of the best evaluation so far, the greater the better; None: of none.
       waited: evaluations since.
     """
 
+    metric: str = ""
     score: float | None = None
     waited: int = 0
 
@@ -231,9 +233,10 @@ class Record(NamedTuple):
 def _with_evaluation(
     record: Record, metrics: dict[str, float | None], best: str
 ) -> Record:
+    record = record if record.metric == best else Record(best)
     score = checkpoints.score(metrics, best or None)
     if score > (-math.inf if record.score is None else record.score):
-        return Record(score, 0)
+        return Record(best, score, 0)
     return record._replace(waited=record.waited + 1)
 
 

@@ -1,5 +1,6 @@
 """Ways to run train.py and predict.py, and a small run that they made."""
 
+import contextlib
 import functools
 import io
 import runpy
@@ -68,21 +69,34 @@ class Trained(NamedTuple):
 def train_tiny(folder: Path) -> Trained:
     """A run that tests read and do not change, once in a process of tests."""
     workdir = folder / "tiny"
-    return Trained(workdir, run_process("train.py", f"--workdir={workdir}", *TINY))
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["train.py", f"--workdir={workdir}", *TINY])
+        code = run_here("train.py")
+    return Trained(workdir, Finished(code, out.getvalue(), err.getvalue()))
 
 
 def caller(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
-    """Runs a script in this process, as Python would: an import costs seconds."""
+    """Runs a script in this process: an import costs seconds."""
 
     def run(script: str, *arguments: str, stdin: str = "") -> Finished:
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return Finished(stopped.value.code or 0, *capsys.readouterr())
+        return Finished(run_here(script), *capsys.readouterr())
 
     return run
+
+
+def run_here(script: str) -> int:
+    """Runs a script as Python would; its exit code."""
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return stopped.value.code or 0
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:

@@ -28,7 +28,6 @@ DROPPED = {
     "twice": recurrent_dropout(recurrent_dropout(lj.simple_rnn(HIDDEN), 0.3), RATE),
     "zoneout": recurrent_dropout(INVENTED["zoneout"], RATE),
     "all_noise": recurrent_dropout(INVENTED["all_noise"], RATE),
-    "low_rank": recurrent_dropout(INVENTED["low_rank"], RATE),
 }
 
 
@@ -37,7 +36,7 @@ def drawn_noise(cell: lj.Cell, params: Any, key: Any) -> lj.Noise:
     return jax.tree.map(np.asarray, cell.noise(key, params, BATCH, TIME))
 
 
-@pytest.mark.parametrize("name", DROPPED)
+@pytest.mark.parametrize("name", ["lstm", "twice", "zoneout", "all_noise"])
 def test_fused_equals_autodiff(name: str) -> None:
     cell = DROPPED[name]
     params = random_params(cell)
@@ -164,15 +163,14 @@ def test_parameters_begin_as_the_cells() -> None:
     assert_same_bits(recurrent_dropout(inner, 0.5).init(key, 3), inner.init(key, 3))
 
 
-@pytest.mark.parametrize("implementation", ["fused", "autodiff"])
-def test_bfloat16_products(implementation: str) -> None:
+def test_bfloat16_products() -> None:
     """The cell's own type is kept; the result lies near that of float64."""
     cell = recurrent_dropout(lj.lstm(HIDDEN, dtype=jnp.bfloat16), RATE)
     params = random_params(cell)
     narrow = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     xs = random_xs(BATCH, TIME)
-    key, options = noise_key(0), {"implementation": implementation}
-    want = outputs_and_gradients(DROPPED["lstm"], params, xs, key=key, **options)
+    key = noise_key(0)
+    want = outputs_and_gradients(DROPPED["lstm"], params, xs, key=key)
     narrow_xs = xs.astype(jnp.float32)
     # float32 draws masks of its own: those of float64 are handed in.
     mask = drawn_noise(DROPPED["lstm"], params, key).sequence[0]
@@ -180,7 +178,7 @@ def test_bfloat16_products(implementation: str) -> None:
     cell = cell._replace(
         noise=lambda *_: lj.Noise(sequence=(jnp.asarray(mask, jnp.float32), ()))
     )
-    got = outputs_and_gradients(cell, narrow, narrow_xs, key=key, **options)
+    got = outputs_and_gradients(cell, narrow, narrow_xs, key=key)
     differences = []
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == jnp.float32
