@@ -96,7 +96,7 @@ def check_config(config: Config) -> None:
             f"the config is a {type(config).__name__}: get_config has to return what "
             "lstm_jax.config.base_config makes"
         )
-    names = [set(_names(c.to_dict())) for c in (config, base_config())]
+    names = [flatten(c.to_dict()).keys() for c in (config, base_config())]
     for missing in sorted(names[1] - names[0]):
         raise UserError(
             f"the config has no field {missing}: start from lstm_jax.config.base_config"
@@ -140,11 +140,12 @@ def check_config(config: Config) -> None:
         raise UserError(f"data.holdout={config.data.holdout} must be in [0, 1)")
 
 
-def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    names = []
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config's dict by their full names, such as "data.path"."""
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            names += _names(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            names.append(prefix + name)
-    return names
+            flat[prefix + name] = value
+    return flat

@@ -9,7 +9,7 @@ import jax
 
 from lstm_jax import checkpoints
 from lstm_jax.cells import Params
-from lstm_jax.config import Config, base_config
+from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
@@ -87,8 +87,8 @@ def read_config(workdir: str | Path) -> Config:
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no config: {mend}")
     config = base_config()
-    defaults = _flat(config.to_dict())
-    for name, value in _flat(fields).items():
+    defaults = flatten(config.to_dict())
+    for name, value in flatten(fields).items():
         if name not in defaults:
             raise UserError(
                 f"{path} has a field {name}, which this lstm_jax does not know: {mend}"
@@ -183,7 +183,7 @@ def matching_params(source: Params, params: Params) -> Params:
 def _differences(old: Config, new: Config) -> list[str]:
     """Fields that keep a run from going on, as `name: old there, new here`."""
     # As JSON has them: a tuple in a config is a list there.
-    before, after = (_flat(json.loads(_text(config))) for config in (old, new))
+    before, after = (flatten(json.loads(_text(config))) for config in (old, new))
     lengths = ("num_steps", "num_epochs")
     longer = [name for name in lengths if after[name] > before[name] > 0]
     unscheduled = after.get("optimizer.schedule") == "constant"
@@ -198,13 +198,3 @@ def _differences(old: Config, new: Config) -> list[str]:
 
 def _text(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -66,12 +66,7 @@ def classification(
     ) -> tuple[Sums, PyTree]:
         logits = class_logits(model, params, examples, key)
         losses, hits = class_losses(logits, examples["labels"])
-        sums = {
-            "count": jnp.sum(weight),
-            "loss": jnp.sum(weight * losses),
-            "accuracy": jnp.sum(weight * hits),
-        }
-        return sums, carry
+        return class_sums(weight, losses, hits), carry
 
     first = jnp.asarray(inputs[:1])
     arrays = [array for split in (train, *(splits or {}).values()) for array in split]
@@ -122,6 +117,17 @@ def class_losses(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = jnp.argmax(logits, -1) == labels
     return losses, hits.astype(losses.dtype)
+
+
+def class_sums(
+    weight: Float[Array, "*B"], losses: Float[Array, "*B"], hits: Float[Array, "*B"]
+) -> Sums:
+    """The sums of a `Task`, each label counted as often as its weight says."""
+    return {
+        "count": jnp.sum(weight),
+        "loss": jnp.sum(weight * losses),
+        "accuracy": jnp.sum(weight * hits),
+    }
 
 
 def class_probabilities(logits: Float[Array, "*B C"]) -> Float[Array, "*B classes"]:

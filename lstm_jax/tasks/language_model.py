@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
@@ -19,6 +18,7 @@ from lstm_jax.generation import continue_stream
 from lstm_jax.model_config import make_language_model
 from lstm_jax.models import LanguageModel
 from lstm_jax.summary import summarize
+from lstm_jax.tasks.classification import class_losses, class_sums
 from lstm_jax.tasks.task import VOCABULARY_FILE, Examples, Sums, Task
 
 
@@ -51,16 +51,8 @@ def language_model(config: Config) -> Task:
         carry, logits = stream_logits(model, params, examples["inputs"], carry, key)
         targets = examples["targets"]
         known = (targets != NO_TARGET).astype(logits.dtype)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.maximum(targets, 0)
-        )
-        hits = (jnp.argmax(logits, -1) == targets).astype(logits.dtype)
-        sums = {
-            "count": jnp.sum(known),
-            "loss": jnp.sum(known * losses),
-            "accuracy": jnp.sum(known * hits),
-        }
-        return sums, carry
+        losses, hits = class_losses(logits, jnp.maximum(targets, 0))
+        return class_sums(known, losses, hits), carry
 
     def carry(batch_size: int) -> PyTree:
         inputs = jnp.zeros((batch_size, 1), jnp.int32)

@@ -29,7 +29,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.model_config import make_tagger
 from lstm_jax.models import SequenceTagger
 from lstm_jax.summary import summarize
-from lstm_jax.tasks.classification import class_logits, class_losses
+from lstm_jax.tasks.classification import class_logits, class_losses, class_sums
 from lstm_jax.tasks.classify_text import check_rows
 from lstm_jax.tasks.task import (
     LABELS_FILE,
@@ -116,12 +116,7 @@ def _loss(model: SequenceTagger) -> Callable[..., tuple[Sums, PyTree]]:
         steps = jnp.expand_dims(jnp.arange(losses.shape[1]), 0)
         valid = steps < jnp.expand_dims(examples["lengths"], 1)
         weights = jnp.where(valid, jnp.expand_dims(weight, 1), 0)
-        sums = {
-            "count": jnp.sum(weights),
-            "loss": jnp.sum(weights * losses),
-            "accuracy": jnp.sum(weights * hits),
-        }
-        return sums, carry
+        return class_sums(weights, losses, hits), carry
 
     return loss
 
