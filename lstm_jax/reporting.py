@@ -158,7 +158,9 @@ def _redraw(report: Report) -> None:
 def say(report: Report, line: str) -> None:
     """Shows a line on stderr, above the bar where there is one."""
     if report.bar is None:
-        print(line, file=sys.stderr, flush=True)
+        # One write, unlike print's two: an interrupt does not fall before the newline.
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
     else:
         report.bar.write(line, file=sys.stderr)
 
@@ -179,17 +181,17 @@ def _show(report: Report, row: Row, previous: Row) -> None:
     if row["split"] != "train":
         line = "  ".join([row["split"], *metrics])
         if report.bar is None:
-            print("  " + line, file=sys.stderr, flush=True)
+            say(report, "  " + line)
         else:
             # No train line stands above it to say which step this is.
-            report.bar.write(f"{step}  {line}", file=sys.stderr)
+            say(report, f"{step}  {line}")
         return
     steps = max(row["step"] - previous["step"], 1)
     ms = 1000 * (row["seconds"] - previous["seconds"]) / steps
     epoch = [f"epoch {row['epoch']:.2f}"] if "epoch" in row else []
     parts = [*epoch, f"{ms:.{1 if ms >= 1 else 3}f} ms/step", *metrics]
     if report.bar is None:
-        print("  ".join([step, *parts]), file=sys.stderr, flush=True)
+        say(report, "  ".join([step, *parts]))
     else:
         report.bar.set_postfix_str("  ".join(parts), refresh=False)
         report.bar.update(row["step"] - report.bar.n)
