@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from lstm_jax.cells import Cell
 from lstm_jax.unroll import Implementation, unroll
@@ -34,7 +34,7 @@ class Recurrent(nn.Module):
         xs: Float[Array, "B T D"],
         carry: Any = None,
         *,
-        lengths: Int[Array, " B"] | None = None,
+        lengths: Integer[Array, " B"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
         resets: Bool[Array, "B T"] | None = None,
         deterministic: bool = True,

@@ -9,7 +9,7 @@ from jax.nn import initializers
 from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.cells import Cell
 from lstm_jax.combinators import recurrent_dropout
-from lstm_jax.config import Config
+from lstm_jax.config import Config, base_config
 from lstm_jax.errors import UserError
 from lstm_jax.models import LanguageModel, SequenceClassifier, SequenceTagger
 
@@ -29,6 +29,11 @@ _EMBEDDING_INITS: dict[str, Callable[..., Any]] = {
     "normal": nn.linear.default_embed_init,
     "uniform": lambda *args: 0.1 * initializers.uniform(1.0)(*args) - 0.05,
 }
+# Fields that the classifier alone reads.
+_CLASSIFIER = (
+    *("embedding_init", "embedding_dropout", "input_dropout", "pooling"),
+    *("dense", "dense_dropout", "head", "head_init"),
+)
 
 
 def make_cells(model: Config) -> tuple[Cell, ...]:
@@ -79,7 +84,7 @@ def make_classifier(
                 f"unknown model.{field} {model[field]!r}: choose one of "
                 f"{', '.join(known)}"
             )
-    if any(size < 1 for size in model.dense):
+    if any(not isinstance(size, int) or size < 1 for size in model.dense):
         raise UserError(f"model.dense={model.dense} must hold sizes of at least 1")
     if model.head == "sigmoid" and num_classes != 2:
         raise UserError(
@@ -111,6 +116,7 @@ def make_tagger(model: Config, num_classes: int, vocab_size: int) -> SequenceTag
     Raises:
       UserError: a field of the group is no use.
     """
+    _refuse_unread(model, "a tagger")
     _check_embedding(model)
     return SequenceTagger(
         cells=make_cells(model),
@@ -128,6 +134,7 @@ def make_language_model(model: Config, vocab_size: int) -> LanguageModel:
     Raises:
       UserError: a field of the group is no use.
     """
+    _refuse_unread(model, "a language model")
     if model.embedding_size < 1:
         raise UserError(
             f"model.embedding_size={model.embedding_size} must be at least 1"
@@ -150,3 +157,14 @@ def _check_embedding(model: Config) -> None:
             f"model.embedding_size={model.embedding_size} must be at least 0 (0: a "
             "word is fed as the one number that it is)"
         )
+
+
+def _refuse_unread(model: Config, reader: str) -> None:
+    """A setting without an effect would be a wrong record of a run."""
+    default = base_config().model
+    for field in _CLASSIFIER:
+        if model[field] != default[field]:
+            raise UserError(
+                f"model.{field}={model[field]!r} is nothing for {reader}: leave it at "
+                f"{default[field]!r}"
+            )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from lstm_jax.cells import Activation, Cell, Initializer
 from lstm_jax.layers import Bidirectional, Recurrent, Stack
@@ -30,7 +30,8 @@ class SequenceClassifier(nn.Module):
     """Class logits of a sequence: recurrent layers, pooled over time, dense layers.
 
     Attributes:
-      cells: the cell of each recurrent layer.
+      cells: the cell of each recurrent layer. With none the embedded inputs are
+        pooled, and what is past a row's length has to be zero.
       num_classes: C; 1 for a sigmoid's logit.
       vocab_size: V, where the inputs are symbols; None: they are vectors.
       embedding_size: size of a symbol's vector. None: a symbol is fed as the one
@@ -44,7 +45,7 @@ class SequenceClassifier(nn.Module):
       dense_activation: of the dense layers.
       dense_dropout: after each dense layer.
       embedding_init: initialiser of the embedding.
-      head_kernel_init: initialiser of the head's kernel.
+      head_kernel_init: initialiser of the kernels of the head and the dense layers.
       head_bias_init: initialiser of the head's bias.
     """
 
@@ -69,7 +70,7 @@ class SequenceClassifier(nn.Module):
         self,
         inputs: Shaped[Array, "B T *D"],
         *,
-        lengths: Int[Array, " B"] | None = None,
+        lengths: Integer[Array, " B"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
         """Logits of inputs [B, T] (symbols) or [B, T, D] (vectors)."""
@@ -128,7 +129,7 @@ class SequenceTagger(nn.Module):
         self,
         inputs: Shaped[Array, "B T *D"],
         *,
-        lengths: Int[Array, " B"] | None = None,
+        lengths: Integer[Array, " B"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T C"]:
         """Logits of inputs [B, T] (symbols) or [B, T, D] (vectors)."""
@@ -195,7 +196,7 @@ def _features(
 
 def _pool(
     ys: Float[Array, "B T Y"],
-    lengths: Int[Array, " B"] | None,
+    lengths: Integer[Array, " B"] | None,
     pooling: Pooling,
     bidirectional: bool,
 ) -> Float[Array, "B Y"]:
@@ -212,13 +213,15 @@ def _pool(
     return jnp.where(count > 0, highest, 0)
 
 
-def _valid(ys: Float[Array, "B T Y"], lengths: Int[Array, " B"]) -> Bool[Array, "B T"]:
+def _valid(
+    ys: Float[Array, "B T Y"], lengths: Integer[Array, " B"]
+) -> Bool[Array, "B T"]:
     steps = jnp.expand_dims(jnp.arange(ys.shape[1]), 0)
     return steps < jnp.expand_dims(lengths, 1)
 
 
 def _last_output(
-    ys: Float[Array, "B T Y"], lengths: Int[Array, " B"] | None, bidirectional: bool
+    ys: Float[Array, "B T Y"], lengths: Integer[Array, " B"] | None, bidirectional: bool
 ) -> Float[Array, "B Y"]:
     """y at the last valid step in running order; zeros for an empty row."""
     batch, time, size = ys.shape

@@ -163,6 +163,7 @@ def draw_forecast(
     truth: Float[np.ndarray, " steps"],
     forecast: Float[np.ndarray, " steps"],
     baseline: Float[np.ndarray, " steps"],
+    first: int,
     title: str,
 ) -> bytes:
     """Draws a forecast over the truth, and a baseline's.
@@ -171,6 +172,7 @@ def draw_forecast(
         truth: the series.
         forecast: what the model said of each step.
         baseline: what the baseline said of each step.
+        first: number of the first step.
         title: title of the figure.
 
     Returns:
@@ -178,9 +180,10 @@ def draw_forecast(
     """
     figure = _figure(9.0, 4.5)
     axes = figure.add_subplot()
-    axes.plot(truth, color="black", linewidth=1.2, label="truth")
-    axes.plot(baseline, color=_COLORS[4], linewidth=1, label="last value")
-    axes.plot(forecast, color=_COLORS[0], linewidth=1.5, label="forecast")
+    steps = range(first, first + len(truth))
+    axes.plot(steps, truth, color="black", linewidth=1.2, label="truth")
+    axes.plot(steps, baseline, color=_COLORS[4], linewidth=1, label="last value")
+    axes.plot(steps, forecast, color=_COLORS[0], linewidth=1.5, label="forecast")
     axes.set_xlabel("step of the test part")
     axes.set_title(title, parse_math=False)
     axes.grid(linewidth=0.5, alpha=0.4)

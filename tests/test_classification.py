@@ -121,6 +121,12 @@ INPUTS, LABELS, LENGTHS = ragged_arrays()
             {},
             r"train: arrays of \[10, 9\] examples; they must be",
         ),
+        ((LABELS, LABELS), {}, r"train: inputs are \[10\], not \[N, T, ...\]"),
+        (
+            (INPUTS, LABELS, LENGTHS.astype(float)),
+            {},
+            r"train: lengths are float64\[10\], not integers",
+        ),
         ((INPUTS[:0], LABELS[:0]), {}, r"train: arrays of \[0, 0\] examples"),
         ((INPUTS, LABELS, LENGTHS[1:]), {}, r"train: arrays of \[10, 10, 9\] examples"),
         (
@@ -172,6 +178,16 @@ def test_arrays_that_do_not_fit(train: Any, splits: Any, message: str) -> None:
     options = {"lengths": lengths[0]} if lengths else {}
     with pytest.raises(ValueError, match=message):
         classification(toy_model(), inputs, labels, splits, **options)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_arrays_of_any_kind() -> None:
+    (want,) = classification(toy_model(), INPUTS, LABELS).examples
+    given = (INPUTS.tolist(), LABELS.tolist()), (jnp.asarray(INPUTS), LABELS)
+    for inputs, labels in given:
+        (examples,) = classification(toy_model(), inputs, labels).examples
+        np.testing.assert_array_equal(examples["inputs"], want["inputs"])
+        np.testing.assert_array_equal(examples["labels"], want["labels"])
 
 
 def test_labels_of_a_single_logit_are_0_and_1() -> None:

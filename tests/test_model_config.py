@@ -86,6 +86,7 @@ def test_initial_values() -> None:
         ),
         ({"embedding_size": -1}, "model.embedding_size=-1 must be at least 0"),
         ({"dense": (3, 0)}, r"model.dense=\(3, 0\) must hold sizes of at least 1"),
+        ({"dense": ("a",)}, r"model.dense=\('a',\) must hold sizes of at least 1"),
         ({"hidden_size": 0}, "model.hidden_size=0 must be at least 1"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         (
@@ -128,3 +129,29 @@ def test_tagger_and_language_model() -> None:
         make_language_model(group(embedding_size=0), 11)
     with pytest.raises(UserError, match=r"model.embedding_size=-1 must be at least 0"):
         make_tagger(group(embedding_size=-1), 6, 11)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("embedding_init", "uniform"),
+        ("embedding_dropout", 0.1),
+        ("input_dropout", 0.1),
+        ("pooling", "max"),
+        ("dense", (3,)),
+        ("dense_dropout", 0.1),
+        ("head", "sigmoid"),
+        ("head_init", "normal"),
+    ],
+)
+def test_fields_of_the_classifier_alone(field: str, value: Any) -> None:
+    config = group(**{field: value})
+    for make, sizes, reader in (
+        (make_tagger, (6, 11), "a tagger"),
+        (make_language_model, (11,), "a language model"),
+    ):
+        with pytest.raises(UserError) as error:
+            make(config, *sizes)
+        assert str(error.value).startswith(
+            f"model.{field}={value!r} is nothing for {reader}: leave it at "
+        )

@@ -156,7 +156,7 @@ def test_confusion_matrix_of_no_examples():
 def test_forecast_in_numbers(figures):
     rng = np.random.default_rng(0)
     truth, forecast, baseline = rng.normal(size=(3, 20)).astype(np.float32)
-    png = pictures.draw_forecast(truth, forecast, baseline, "1 $step ahead")
+    png = pictures.draw_forecast(truth, forecast, baseline, 3, "1 $step ahead")
     (axes,) = figures[0].axes
     lines = {line.get_label(): line for line in axes.lines}
     assert set(lines) == {"truth", "forecast", "last value"}
@@ -166,7 +166,7 @@ def test_forecast_in_numbers(figures):
         ("last value", baseline),
     ):
         np.testing.assert_array_equal(lines[name].get_ydata(), values)
-        np.testing.assert_array_equal(lines[name].get_xdata(), np.arange(20))
+        np.testing.assert_array_equal(lines[name].get_xdata(), np.arange(3, 23))
     assert axes.get_title() == "1 $step ahead"
     for color in ("black", BLUE, pictures._COLORS[4]):
         assert count_pixels(png, color) > 100

@@ -165,8 +165,8 @@ def test_a_run_learns_and_shows_what_it_reached(
         )
     )
     # The picture: the last step of each window's horizon, in the units of the data.
-    ((truth, said, same, title),) = drawn
-    assert title == "forecast 3 steps ahead"
+    ((truth, said, same, first, title),) = drawn
+    assert (first, title) == (2, "forecast 3 steps ahead")
     np.testing.assert_allclose(truth, numbers[72 + 2 :], rtol=1e-6)
     np.testing.assert_allclose(same, numbers[71:-3], rtol=1e-6)
     assert np.corrcoef(truth, said)[0, 1] > 0.9

@@ -1,7 +1,7 @@
 """Length buckets: rows of about one length, padded to a few lengths."""
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from lstm_jax.errors import UserError
 
@@ -10,7 +10,7 @@ from lstm_jax.errors import UserError
 _CANDIDATES = 1000
 
 
-def bucket_lengths(lengths: Int[np.ndarray, " N"], count: int = 5) -> list[int]:
+def bucket_lengths(lengths: Integer[np.ndarray, " N"], count: int = 5) -> list[int]:
     """The at most `count` padded lengths that take the least padding in all.
 
     Exact up to 1,000 distinct lengths. No length is without rows; the last is the
@@ -53,7 +53,7 @@ def bucket_lengths(lengths: Int[np.ndarray, " N"], count: int = 5) -> list[int]:
 
 def split_buckets(
     ids: Shaped[np.ndarray, "N T *shape"],
-    lengths: Int[np.ndarray, " N"],
+    lengths: Integer[np.ndarray, " N"],
     count: int = 5,
     **others: Shaped[np.ndarray, "N ..."],
 ) -> tuple[dict[str, np.ndarray], ...]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
 from lstm_jax.cells import Params
 from lstm_jax.data.buckets import split_buckets
@@ -23,10 +23,10 @@ Split = tuple[Any, ...]
 def classification(
     model: SequenceClassifier,
     inputs: Shaped[np.ndarray, "N T *D"],
-    labels: Int[np.ndarray, " N"],
+    labels: Integer[np.ndarray, " N"],
     splits: dict[str, Split] | None = None,
     *,
-    lengths: Int[np.ndarray, " N"] | None = None,
+    lengths: Integer[np.ndarray, " N"] | None = None,
     buckets: int = 1,
 ) -> Task:
     """Sequences with one label each, visited in a new order every epoch.
@@ -53,8 +53,11 @@ def classification(
     if buckets > 1 and lengths is None:
         raise ValueError(f"{buckets} buckets need the lengths of the sequences")
     given = () if lengths is None else (lengths,)
-    train = (inputs, labels, *given)
-    for name, split in {"train": train, **(splits or {})}.items():
+    train = tuple(map(np.asarray, (inputs, labels, *given)))
+    others = {
+        name: tuple(map(np.asarray, split)) for name, split in (splits or {}).items()
+    }
+    for name, split in {"train": train, **others}.items():
         _check_split(name, split, len(train), max(model.num_classes, 2))
 
     def loss(
@@ -68,16 +71,14 @@ def classification(
         losses, hits = class_losses(logits, examples["labels"])
         return class_sums(weight, losses, hits), carry
 
-    first = jnp.asarray(inputs[:1])
-    arrays = [array for split in (train, *(splits or {}).values()) for array in split]
+    first = jnp.asarray(train[0][:1])
+    arrays = [array for split in (train, *others.values()) for array in split]
     return Task(
         init=lambda key: dict(model.init(key, first)["params"]),
         loss=loss,
         examples=_buckets(train, buckets),
         order=None,
-        splits={
-            name: _buckets(split, buckets) for name, split in (splits or {}).items()
-        },
+        splits={name: _buckets(split, buckets) for name, split in others.items()},
         summary=summarize(model, first),
         files={"data.sha256": fingerprint(*arrays) + "\n"},
     )
@@ -181,14 +182,17 @@ def _check_split(name: str, split: Split, arrays: int, classes: int) -> None:
             f"{name} has {len(split)} arrays where training has {arrays}: inputs, "
             "labels and, if the one has them, lengths"
         )
-    inputs, labels, *lengths = map(np.asarray, split)
-    sizes = [len(array) for array in (inputs, labels, *lengths)]
+    inputs, labels, *lengths = split
+    if inputs.ndim < 2:
+        raise ValueError(f"{name}: inputs are {list(inputs.shape)}, not [N, T, ...]")
+    sizes = [len(array) for array in split]
     if len(set(sizes)) > 1 or not sizes[0]:
         raise ValueError(f"{name}: arrays of {sizes} examples; they must be as many")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim > 1:
-        raise ValueError(
-            f"{name}: labels are {labels.dtype}{list(labels.shape)}, not integers [N]"
-        )
+    for what, array in [("labels", labels), *(("lengths", a) for a in lengths)]:
+        if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1:
+            raise ValueError(
+                f"{name}: {what} are {array.dtype}{list(array.shape)}, not integers [N]"
+            )
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"{name}: labels from {labels.min()} to {labels.max()}, where the model "

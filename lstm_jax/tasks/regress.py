@@ -168,6 +168,6 @@ def _picture(
         horizon = test.truth.shape[1]
         truth, said, same = (values[:_DRAWN, -1] for values in test)
         title = f"forecast {horizon} step{'s' if horizon > 1 else ''} ahead"
-        return {"forecast.png": draw_forecast(truth, said, same, title)}
+        return {"forecast.png": draw_forecast(truth, said, same, horizon - 1, title)}
 
     return pictures
