@@ -17,7 +17,7 @@ from lstm_jax import training, workdirs
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
         yield
 
 

@@ -36,7 +36,7 @@ CELLS = {"cells": (lj.simple_rnn(3),)}
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
         yield
 
 

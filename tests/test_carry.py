@@ -32,7 +32,7 @@ KEYS = steps.make_keys(0)
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
         yield
 
 

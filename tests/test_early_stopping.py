@@ -28,7 +28,7 @@ LOSSES = (9.0, 5.0, 6.0, 7.0, 4.0, 8.0, 6.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
         yield
 
 

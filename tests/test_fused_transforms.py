@@ -99,7 +99,6 @@ def grad_of_grad(loss: Loss, params: Any, xs: Any, carry: Any, key: Any) -> Any:
         ("all_noise", grad_of_vmap_over_params),
         ("all_noise", vmap_of_grad_over_inputs),
         ("all_noise", grad_of_scan),
-        ("all_noise", grad_of_grad),
     ],
 )
 def test_equals_autodiff(name: str, transform: Any) -> None:

@@ -79,8 +79,11 @@ def run(
     return values | {f"grad_{name}": array for name, array in gradients.items()}
 
 
-@pytest.mark.parametrize("case_name", CASES)
-@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+@pytest.mark.parametrize(
+    ("implementation", "case_name"),
+    # That both implementations are the same, test_fused.py shows.
+    [*(("fused", case) for case in CASES), ("autodiff", CASES[-1])],
+)
 @pytest.mark.parametrize("cell_name", CELLS)
 def test_values_and_gradients_equal_torch(
     cell_name: str, case_name: str, implementation: str

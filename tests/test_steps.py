@@ -32,7 +32,7 @@ ADAM = optax.adam(0.01, eps=1e-7)
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.mktemp("cache")):
+    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
         yield
 
 
