@@ -7,7 +7,7 @@
 Three word ids as raw floats, stacked LSTMs of 512 units, one window a step, RMSProp.
 Average accuracy of the last 1,000 of 50,000 steps, seeds 0, 1, 2:
 
-- two layers 90.2, 92.9, 88.7 % (the tutorial reports 95.20 %),
+- two layers 92.3, 92.0, 86.8 % (the tutorial reports 95.20 %),
 - one layer 90.9, 90.2, 86.5 % (it reports 90.60 %).
 
 `fable_tf1_cosine` changes one setting and passes the first; `docs/next_word.md` says
