@@ -1,5 +1,6 @@
 """From the command line to a function, with errors that fit one line."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -93,13 +94,18 @@ def run(main: Callable[[], None]) -> None:
 
 def ask(prompt: str, answer: Callable[[str], None]) -> None:
     """Asks for lines and answers them, until the end of input or Ctrl-C."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # An error of decoding would lose what a pipe sent along with the line.
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            answer(input(prompt))
+            line = input(prompt)
+            if any("\udc80" <= character <= "\udcff" for character in line):
+                print("this line is not UTF-8")
+            else:
+                answer(line)
         except UserError as error:
             print(error)
-        except UnicodeDecodeError:
-            print("this line is not UTF-8")
         except (EOFError, KeyboardInterrupt):
             print()
             return

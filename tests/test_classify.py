@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_datasets import png, prepare_tiny_imdb, prepare_tiny_mnist, real_dataset
+from tiny_datasets import (
+    imdb_texts,
+    png,
+    prepare_tiny_imdb,
+    prepare_tiny_mnist,
+    real_dataset,
+)
 from toy_runs import fast_runs, toy_config
 
 from lstm_jax import classifying, prediction, steps, training
@@ -219,7 +225,6 @@ def test_errors_name_the_field(
 
 def test_a_slice_of_the_real_reviews(tmp_path: Path) -> None:
     from lstm_jax.data.reviews import Ragged, encode_texts, pad, train_vocabulary
-    from lstm_jax.data.sources import imdb_texts
 
     texts, labels = imdb_texts("train[:200]", real_dataset("imdb_reviews"))
     assert set(labels.tolist()) == {0, 1}

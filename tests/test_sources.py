@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import tiny_datasets
 
 from lstm_jax.data import sources
-from lstm_jax.data.sources import imdb_texts, open_source, read_examples, read_texts
+from lstm_jax.data.sources import open_source, read_examples, read_texts
 from lstm_jax.errors import UserError
 
 SHARD = "imdb_reviews-train.array_record-00000-of-00001"
@@ -53,7 +53,7 @@ def test_reviews_are_read_in_their_order(
 ) -> None:
     folder, reviews, _ = tiny
     expected, numbers = reviews[split]
-    texts, labels = imdb_texts(split, str(folder))
+    texts, labels = tiny_datasets.imdb_texts(split, str(folder))
     assert texts == expected
     assert labels.dtype == np.int32
     assert labels.tolist() == numbers.tolist()
@@ -268,7 +268,7 @@ def test_tfds_prepares_what_is_missing(
     assert out == ""
     assert "Downloading and preparing dataset" in err
     monkeypatch.undo()  # TFDS's own builder finds it now
-    assert imdb_texts("train", str(tmp_path))[0] == texts
+    assert tiny_datasets.imdb_texts("train", str(tmp_path))[0] == texts
     assert capsys.readouterr() == ("", "")
 
 
@@ -277,11 +277,11 @@ def test_real_reviews() -> None:
     sizes = {"train": 25000, "test": 25000, "unsupervised": 50000}
     for split, size in sizes.items():
         assert open_source("imdb_reviews", split, folder).size == size
-    texts, labels = imdb_texts("train[:2000]", folder)
+    texts, labels = tiny_datasets.imdb_texts("train[:2000]", folder)
     assert texts[0].startswith("This was an absolutely terrible movie. Don't be lured")
     assert labels[0] == 0
     assert 900 < labels.sum() < 1100
     assert sum("<br />" in text for text in texts) > 500
     good = np.array(["wonderful" in text for text in texts])
     assert labels[good].mean() > 0.7
-    assert (imdb_texts("unsupervised[:100]", folder)[1] == -1).all()
+    assert (tiny_datasets.imdb_texts("unsupervised[:100]", folder)[1] == -1).all()

@@ -11,6 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from lstm_jax.data import sources
+
 GOOD = ("wonderful", "fun", "superb", "liked", "moving", "Great", "a joy", "perfect")
 BAD = ("awful", "dull", "waste", "disappointment", "boring", "Worst", "a mess", "poor")
 FILLER = (
@@ -23,6 +25,11 @@ GLYPHS = (
     *("101101111001001", "111100111001111", "111100111101111", "111001001001001"),
     *("111101111101111", "111101111001111"),
 )
+
+
+def imdb_texts(split: str, folder: str) -> tuple[list[str], np.ndarray]:
+    """Reviews and their labels: 1 positive, 0 negative, -1 unsupervised."""
+    return sources.read_texts(sources.open_source("imdb_reviews", split, folder))
 
 
 def prepare_tiny_imdb(

@@ -92,21 +92,6 @@ def read_texts(source: Source) -> tuple[list[str], Int[np.ndarray, " N"]]:
     return texts, labels
 
 
-def imdb_texts(
-    split: str, tfds_dir: str = ""
-) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """IMDB's reviews and their labels: 1 positive, 0 negative, -1 unsupervised.
-
-    Args:
-      split: "train", "test" or "unsupervised", or a slice such as "train[:100]".
-      tfds_dir: as in `open_source`.
-
-    Raises:
-      UserError: as in `open_source` and `read_texts`.
-    """
-    return read_texts(open_source("imdb_reviews", split, tfds_dir))
-
-
 def _builder(name: str, folder: str) -> Any:
     """TFDS's object for the data set, which knows whether and how it lies there."""
     # Takes a second to import.
