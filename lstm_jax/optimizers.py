@@ -1,5 +1,9 @@
 """From a config to an optax transformation."""
 
+import math
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from lstm_jax.config import Config
@@ -36,11 +40,48 @@ def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
+def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
+    """Adam as Keras and TensorFlow have it, with decays of 0.9 and 0.999.
+
+    The paper's algorithm, which is optax's, corrects the moments' bias before it adds
+    epsilon to the root; here epsilon is added first. In the first hundred steps that
+    shrinks the steps where gradients are as small as epsilon, as those of the early
+    steps of a long sequence are.
+
+    References:
+      Kingma and Ba, Adam: a method for stochastic optimization, ICLR 2015, the last
+      paragraph of section 2 ("epsilon hat").
+    """
+    b1, b2 = 0.9, 0.999
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(
+        gradients: optax.Updates, state: optax.ScaleByAdamState, params: object = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        # 1 - b**count, which rounds badly where b**count is near 1.
+        lack1, lack2 = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
+        scale = jnp.sqrt(lack2) / lack1
+        updates = jax.tree.map(
+            lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + epsilon), mu, nu
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
     config: Config, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config.
 
+    `adam` and `adamw` are Keras's, see `scale_by_adam`.
     `rmsprop` is Keras's: decay 0.9, epsilon inside the root, mean square from 0.
     `rmsprop_tf1` is TensorFlow 1's: epsilon 1e-10 inside the root, mean square from 1.
 
@@ -54,12 +95,25 @@ def make_optimizer(
     for field in ("learning_rate", "clip_norm", "momentum", "weight_decay", "epsilon"):
         if not config[field] >= 0:
             raise UserError(f"optimizer.{field}={config[field]} must be at least 0")
+    for field, names in (
+        ("momentum", ("rmsprop", "rmsprop_tf1", "sgd")),
+        ("weight_decay", ("adamw",)),
+    ):
+        if config[field] and config.name not in names:
+            raise UserError(
+                f"optimizer.{field}={config[field]} is nothing for {config.name}: set "
+                f"it to 0, or optimizer.name to one of {', '.join(names)}"
+            )
     rate = learning_rate(config, num_steps)
     momentum = config.momentum or None
     makers = {
-        "adam": lambda: optax.adam(rate, eps=config.epsilon),
-        "adamw": lambda: optax.adamw(
-            rate, eps=config.epsilon, weight_decay=config.weight_decay
+        "adam": lambda: optax.chain(
+            scale_by_adam(config.epsilon), optax.scale_by_learning_rate(rate)
+        ),
+        "adamw": lambda: optax.chain(
+            scale_by_adam(config.epsilon),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(rate),
         ),
         "rmsprop": lambda: optax.rmsprop(
             rate, decay=0.9, eps=config.epsilon, momentum=momentum

@@ -51,8 +51,8 @@ def adam(
     for t, g in enumerate(gradients, 1):
         m = 0.9 * m + 0.1 * g
         v = 0.999 * v + 0.001 * g**2
-        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
-        w = w - RATE * (m_hat / (np.sqrt(v_hat) + epsilon) + weight_decay * w)
+        alpha = RATE * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)  # as Keras writes it
+        w = w - alpha * m / (np.sqrt(v) + epsilon) - RATE * weight_decay * w
         yield w
 
 
@@ -205,6 +205,11 @@ def test_schedule(fields: Any, table: Any) -> None:
         ({"momentum": -1.0}, "optimizer.momentum=-1.0 must be at least 0"),
         ({"weight_decay": -1.0}, "optimizer.weight_decay=-1.0 must be at least 0"),
         ({"epsilon": -1.0}, "optimizer.epsilon=-1.0 must be at least 0"),
+        ({"momentum": 0.9}, "optimizer.momentum=0.9 is nothing for adam: set it to 0"),
+        (
+            {"name": "sgd", "weight_decay": 0.1},
+            "optimizer.weight_decay=0.1 is nothing for sgd: set it to 0, or .* adamw$",
+        ),
         ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be at least 0 and less"),
         ({"warmup_steps": 10}, "warmup_steps=10 must .* number of steps, 10$"),
     ],
