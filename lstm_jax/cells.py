@@ -325,17 +325,26 @@ def lstm(
     )
 
 
-def gru(hidden_size: int, reset_after: bool = True, **options: Any) -> Cell:
+def gru(
+    hidden_size: int,
+    reset_after: bool = True,
+    *,
+    activation: Activation = jnp.tanh,
+    gate_activation: Activation = jax.nn.sigmoid,
+    **options: Any,
+) -> Cell:
     """Gated recurrent unit, gates in the order r, z, n: h' = (1 - z) n + z h.
 
     Reset after the product (cuDNN, PyTorch, Keras's default):
-    n = tanh(x Wn + bn + r (h Un + rbn)), with a `recurrent_bias` [3H].
-    Reset before it (the paper): n = tanh(x Wn + bn + (r h) Un); two products in
+    n = act(x Wn + bn + r (h Un + rbn)), with a `recurrent_bias` [3H].
+    Reset before it (the paper): n = act(x Wn + bn + (r h) Un); two products in
     sequence do not fit the fused path, so this one is differentiated through.
 
     Args:
       hidden_size: H.
       reset_after: which of the two.
+      activation: act.
+      gate_activation: of r and z.
       **options: `kernel_init`, `recurrent_init`, `bias_init`, `dtype` of `gated`.
 
     References:
@@ -343,15 +352,15 @@ def gru(hidden_size: int, reset_after: bool = True, **options: Any) -> Cell:
       arXiv:1406.1078 (2014), its versions 3 (before) and 1 (after).
     """
     if not reset_after:
-        return _gru_reset_before(hidden_size, **options)
+        return _gru_reset_before(hidden_size, activation, gate_activation, **options)
 
     def gates(
         extras: Params, carry: HiddenCarry, zx: Array, zh: Array
     ) -> tuple[HiddenCarry, Array]:
         xr, xz, xn = jnp.split(zx, 3)
         hr, hz, hn = jnp.split(zh + extras["recurrent_bias"], 3)
-        r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        n = jnp.tanh(xn + r * hn)
+        r, z = gate_activation(xr + hr), gate_activation(xz + hz)
+        n = activation(xn + r * hn)
         h = (1 - z) * n + z * carry.h
         return HiddenCarry(h), h
 
@@ -364,7 +373,12 @@ def gru(hidden_size: int, reset_after: bool = True, **options: Any) -> Cell:
     return gated(hidden_size, 3, gates, HiddenCarry, init_extra=init_extra, **options)
 
 
-def _gru_reset_before(hidden_size: int, **options: Any) -> Cell:
+def _gru_reset_before(
+    hidden_size: int,
+    activation: Activation,
+    gate_activation: Activation,
+    **options: Any,
+) -> Cell:
     dtype = options.get("dtype")
 
     def step(params: Params, carry: HiddenCarry, x: Array) -> tuple[HiddenCarry, Array]:
@@ -374,8 +388,8 @@ def _gru_reset_before(hidden_size: int, **options: Any) -> Cell:
             params["recurrent_kernel"], [2 * hidden_size], axis=-1
         )
         hr, hz = jnp.split(product(carry.h, gate_kernel, dtype), 2, axis=-1)
-        r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        n = jnp.tanh(xn + product(r * carry.h, new_kernel, dtype))
+        r, z = gate_activation(xr + hr), gate_activation(xz + hz)
+        n = activation(xn + product(r * carry.h, new_kernel, dtype))
         h = (1 - z) * n + z * carry.h
         return HiddenCarry(h), h
 

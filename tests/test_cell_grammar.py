@@ -112,7 +112,7 @@ def test_keywords_are_used(text: str, plain: str) -> None:
         ("lstm(**{'forget_bias': 1})", "lstm takes"),
         ("lstm(**None)", "lstm takes"),
         ("lstm(kernel_init=None)", "lstm takes"),
-        ("gru(activation=relu)", "gru takes reset_after"),
+        ("gru(forget_bias=1)", "gru takes reset_after"),
         ("lstm(activation=gelu)", "one of tanh, relu, sigmoid, hard_sigmoid"),
         ("lstm(activation='relu')", "one of tanh"),
         ("lstm(activation=3)", "one of tanh"),

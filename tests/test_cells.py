@@ -209,15 +209,17 @@ def test_steps_equal_their_equations() -> None:
     params, zx, zh, _ = inputs_of(cell)
     check(cell, params, lj.HiddenCarry(h), [np.sin(zx + zh)])
 
-    cell = lj.gru(HIDDEN)
+    cell = lj.gru(HIDDEN, activation=jnp.sin, gate_activation=jnp.cos)
     params, zx, zh, _ = inputs_of(cell)
     zh = zh + np.asarray(params["recurrent_bias"])
-    r, z = sigmoid(zx + zh)[:, : 2 * HIDDEN].reshape(2, 2, HIDDEN).swapaxes(0, 1)
-    n = np.tanh(zx[:, 2 * HIDDEN :] + r * zh[:, 2 * HIDDEN :])
+    r, z = np.cos(zx + zh)[:, : 2 * HIDDEN].reshape(2, 2, HIDDEN).swapaxes(0, 1)
+    n = np.sin(zx[:, 2 * HIDDEN :] + r * zh[:, 2 * HIDDEN :])
     check(cell, params, lj.HiddenCarry(h), [(1 - z) * n + z * h])
 
-    cell = lj.gru(HIDDEN, reset_after=False)
+    cell = lj.gru(
+        HIDDEN, reset_after=False, activation=jnp.sin, gate_activation=jnp.cos
+    )
     params, zx, zh, recurrent = inputs_of(cell)
-    r, z = sigmoid(zx + zh)[:, : 2 * HIDDEN].reshape(2, 2, HIDDEN).swapaxes(0, 1)
-    n = np.tanh(zx[:, 2 * HIDDEN :] + (r * h) @ recurrent[:, 2 * HIDDEN :])
+    r, z = np.cos(zx + zh)[:, : 2 * HIDDEN].reshape(2, 2, HIDDEN).swapaxes(0, 1)
+    n = np.sin(zx[:, 2 * HIDDEN :] + (r * h) @ recurrent[:, 2 * HIDDEN :])
     check(cell, params, lj.HiddenCarry(h), [(1 - z) * n + z * h])
