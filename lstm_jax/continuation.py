@@ -6,11 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from lstm_jax.data import reviews
 from lstm_jax.data.reviews import START
-from lstm_jax.data.streams import decode_stream
+from lstm_jax.data.streams import decode_stream, until_start
 from lstm_jax.data.text import decode, encode, split_words
 from lstm_jax.errors import UserError
 from lstm_jax.generation import continue_stream, continue_window
@@ -88,13 +87,8 @@ def _continue_stream(run: Run, text: str, sampling: Sampling) -> str:
         top_k=sampling.top_k,
         key=jax.random.key(sampling.seed),
     )
-    whole = np.concatenate([ids, _until_start(np.asarray(added))])
+    whole = np.concatenate([ids, until_start(np.asarray(added))])
     return decode_stream(run.vocabulary, whole.tolist(), run.config.data.level)
-
-
-def _until_start(ids: Int[np.ndarray, " words"]) -> Int[np.ndarray, " rest"]:
-    starts = np.flatnonzero(ids == START)
-    return ids[: starts[0]] if starts.size else ids
 
 
 def check_text(text: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lstm_jax.cells import Params
-from lstm_jax.data.reviews import PAD, UNKNOWN
+from lstm_jax.data.reviews import PAD, START, UNKNOWN
 from lstm_jax.models import LanguageModel, SequenceClassifier
 
 
@@ -67,7 +67,8 @@ def continue_stream(
     Args:
       model: gives logits of the next symbol.
       params: its parameters.
-      prompt: the symbols to begin with.
+      prompt: the symbols to begin with; a `START` forgets all before it, here and
+        among what is added.
       num_words: how many to add.
       temperature: as in `continue_window`.
       top_k: as in `continue_window`.
@@ -77,8 +78,18 @@ def continue_stream(
       The added symbols, neither `PAD` nor `UNKNOWN`; `START` ends a text.
     """
     key = jax.random.key(0) if key is None else key
-    variables = {"params": params}
-    (carry, logits), _ = model.apply(variables, prompt[None], mutable=[])
+
+    def read(
+        symbols: Int[Array, " size"], carry: Any = None
+    ) -> tuple[Any, Float[Array, " V"]]:
+        (carry, logits), _ = model.apply(
+            {"params": params},
+            symbols[None],
+            carry,
+            resets=(symbols == START)[None],
+            mutable=[],
+        )
+        return carry, logits[0, -1]
 
     def step(
         state: tuple[Any, Float[Array, " V"]], key: PRNGKeyArray
@@ -87,11 +98,9 @@ def continue_stream(
         # What a person would not write.
         logits = logits.at[jnp.array([PAD, UNKNOWN])].set(-jnp.inf)
         word = _choose(logits, temperature, top_k, key).astype(prompt.dtype)
-        (carry, logits), _ = model.apply(variables, word[None, None], carry, mutable=[])
-        return (carry, logits[0, -1]), word
+        return read(word[None], carry), word
 
-    keys = jax.random.split(key, num_words)
-    return jax.lax.scan(step, (carry, logits[0, -1]), keys)[1]
+    return jax.lax.scan(step, read(prompt), jax.random.split(key, num_words))[1]
 
 
 def _choose(

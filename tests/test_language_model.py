@@ -99,17 +99,29 @@ def test_run_reports_perplexity_and_resumes(tmp_path: Path) -> None:
 
 def test_generation_equals_the_full_pass() -> None:
     model = LanguageModel((lj.lstm(8), lj.lstm(8)), 12, 6)
-    prompt = jnp.array([START, 4, 9, 5], jnp.int32)
+    prompt = jnp.array([START, 4, START, 9, 5], jnp.int32)
     params = model.init(jax.random.key(3), prompt[None])["params"]
     params = jax.tree.map(lambda a: 3 * a, params)
     got = np.asarray(continue_stream(model, params, prompt, num_words=20))
-    # At each step the full pass over all before it; the model sees no later step.
-    ids = jnp.concatenate([prompt, jnp.asarray(got)])
-    _, logits = jax.jit(model.apply)({"params": params}, ids[None])
-    allowed = np.array(logits[0, len(prompt) - 1 : -1])
-    allowed[:, [PAD, UNKNOWN]] = -np.inf
-    assert got.tolist() == allowed.argmax(-1).tolist()
+
+    def check(got: np.ndarray) -> None:
+        """At each step the full pass over all before; the model sees no later step."""
+        ids = jnp.concatenate([prompt, jnp.asarray(got)])[None]
+        logits = full_pass(params, ids)
+        allowed = np.array(logits[0, len(prompt) - 1 : -1])
+        allowed[:, [PAD, UNKNOWN]] = -np.inf
+        assert got.tolist() == allowed.argmax(-1).tolist()
+
+    full_pass = jax.jit(lambda params, ids: stream_logits(model, params, ids, None)[1])
+    check(got)
     assert len(set(got.tolist())) > 2
+    # A START among what is added forgets, as in training.
+    head = params["head"]["bias"]
+    params["head"]["bias"] = head.at[START].add(0.3)
+    got = np.asarray(continue_stream(model, params, prompt, num_words=20))
+    assert START in got[:-3]
+    check(got)
+    params["head"]["bias"] = head
     drawn = {
         tuple(
             continue_stream(

@@ -24,5 +24,7 @@ def source_key(sources: Mapping[str, Source]) -> dict[str, Any]:
     return {
         "splits": {name: [s.version, s.size] for name, s in sources.items()},
         # Prepared anew, a file has another time.
-        "files": {str(f.resolve()): f.stat().st_mtime_ns for f in files},
+        "files": {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files},
+        # To be counted up when what is made of the files changes.
+        "rules": 1,
     }

@@ -77,15 +77,18 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[dict[str, Any]
         raise _damaged(source.folder, error) from error
 
 
-def read_texts(source: Source) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """The texts and labels of a source whose examples have a text and a label.
+def read_texts(
+    source: Source, count: int | None = None
+) -> tuple[list[str], Int[np.ndarray, " N"]]:
+    """The texts and labels of a source, or of its first `count` examples.
 
     Raises:
       UserError: the files are damaged.
     """
-    texts, labels = [], np.empty(source.size, np.int32)
-    for start in range(0, source.size, 1000):  # examples weigh more than their texts
-        indices = range(start, min(start + 1000, source.size))
+    size = source.size if count is None else count
+    texts, labels = [], np.empty(size, np.int32)
+    for start in range(0, size, 1000):  # examples weigh more than their texts
+        indices = range(start, min(start + 1000, size))
         for i, example in zip(indices, read_examples(source, indices), strict=True):
             texts.append(example["text"].decode("utf-8", errors="replace"))
             labels[i] = example["label"]

@@ -1,5 +1,6 @@
 """Text as a stream of symbols, cut into rows that go on from batch to batch."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,9 +51,15 @@ def read_streams(data: Config) -> Streams:
         raise UserError(f"data.limit={data.limit} must be at least 0 (0: all)")
     if data.path == "tfds:imdb_reviews":
         vocabulary, train, held_out = _imdb(data)
+    elif data.path.startswith(("tfds:", "synthetic:")):
+        raise UserError(
+            f"data.path={data.path!r} is unknown: choose tfds:imdb_reviews or a text"
+        )
     else:
         text = read_text(data.path)
         cut = round(len(text) * (1 - HELD_OUT))
+        if data.level == "word":  # not inside of one
+            cut += len(re.split(r"\s", text[cut:], maxsplit=1)[0])
         pattern, lowercase = _rule(data.level, lowercase=False)
         vocabulary = reviews.train_vocabulary([text[:cut]], pattern, None, lowercase)
         train = reviews.encode_texts(vocabulary, [text[:cut]])
@@ -74,8 +81,8 @@ def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
     pattern, lowercase = _rule(data.level, lowercase=True)
 
     def encode() -> dict[str, np.ndarray]:
-        texts, _ = sources.read_texts(opened["texts"])
-        texts = [text.replace("<br />", " ") for text in texts[:count]]
+        texts, _ = sources.read_texts(opened["texts"], count)
+        texts = [text.replace("<br />", " ") for text in texts]
         vocabulary = reviews.train_vocabulary(texts[:kept], pattern, None, lowercase)
         arrays = {"vocabulary": np.frombuffer(vocabulary.to_str().encode(), np.uint8)}
         for name, part in (("train", texts[:kept]), ("held_out", texts[kept:])):
@@ -83,7 +90,7 @@ def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
             arrays |= {f"{name}_ids": ragged.ids, f"{name}_offsets": ragged.offsets}
         return arrays
 
-    key = source_key(opened) | {"pattern": pattern, "count": count}
+    key = source_key(opened) | {"pattern": pattern, "texts": [kept, count]}
     arrays = cached("imdb_stream", key, encode)
     train, held_out = (
         Ragged(arrays[f"{name}_ids"], arrays[f"{name}_offsets"])
@@ -100,6 +107,12 @@ def _rule(level: str, *, lowercase: bool) -> tuple[str, bool]:
 def _stream(texts: Ragged, vocab_size: int) -> Int[np.ndarray, " symbols"]:
     ids = reviews.cap_ids(texts.ids, vocab_size)
     return np.insert(ids, texts.offsets[:-1], START).astype(np.int32)
+
+
+def until_start(ids: Int[np.ndarray, " symbols"]) -> Int[np.ndarray, " rest"]:
+    """The symbols before the first `START`, at which another text begins."""
+    starts = np.flatnonzero(ids == START)
+    return ids[: starts[0]] if starts.size else ids
 
 
 def rows(
@@ -131,7 +144,7 @@ def rows(
             f"a text of {len(stream)} symbols is too short for {batch_size} rows: give "
             "a longer one, or a smaller batch_size"
         )
-    # Rows as even as can be: the first ones are a symbol longer.
+    # Rows as even as can be: their lengths differ by one at most.
     bounds = np.arange(batch_size + 1) * size // batch_size
     lengths = np.diff(bounds)
     batches = -(-int(lengths.max()) // steps)

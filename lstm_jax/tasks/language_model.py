@@ -12,7 +12,13 @@ from lstm_jax.cells import Params
 from lstm_jax.config import Config
 from lstm_jax.data.fingerprint import fingerprint
 from lstm_jax.data.reviews import START
-from lstm_jax.data.streams import NO_TARGET, decode_stream, read_streams, rows
+from lstm_jax.data.streams import (
+    NO_TARGET,
+    decode_stream,
+    read_streams,
+    rows,
+    until_start,
+)
 from lstm_jax.errors import UserError
 from lstm_jax.generation import continue_stream
 from lstm_jax.model_config import make_language_model
@@ -65,7 +71,8 @@ def language_model(config: Config) -> Task:
         ids = continue_stream(
             model, params, jnp.array([START]), num_words=40, temperature=0.7
         )
-        return decode_stream(streams.vocabulary, np.asarray(ids).tolist(), data.level)
+        said = until_start(np.asarray(ids)).tolist()
+        return decode_stream(streams.vocabulary, said, data.level)
 
     return Task(
         init=lambda key: dict(model.init(key, first)["params"]),
