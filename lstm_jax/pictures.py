@@ -21,6 +21,8 @@ Row = dict[str, Any]
 _NOT_METRICS = ("step", "epoch", "split", "seconds")
 _SMOOTH_ABOVE = 300  # rows; a shorter train curve is readable as it is
 # Okabe and Ito's palette, which the colour-blind can tell apart; the first is train's.
+_NUMBERED = 20  # classes, above which a confusion matrix has no room for numbers
+
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -134,6 +136,8 @@ def draw_confusion(
 ) -> bytes:
     """Draws how often each class (row) was taken for each (column).
 
+    With more than twenty classes it shows shares alone, and numbers for the names.
+
     Args:
         matrix: counts, [true, predicted].
         names: of the classes.
@@ -142,16 +146,19 @@ def draw_confusion(
         The PNG.
     """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = _figure(1.5 + 0.7 * len(names), 1.5 + 0.7 * len(names))
+    side = 1.5 + 0.7 * min(len(names), _NUMBERED)
+    figure = _figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        color = "white" if share[row, column] > 0.5 else "black"
-        text = str(count) if count else "·"
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    places = range(len(names))
-    axes.set_xticks(places, names, parse_math=False)
-    axes.set_yticks(places, names, parse_math=False)
+    if len(names) <= _NUMBERED:
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.5 else "black"
+            text = str(count) if count else "·"
+            style = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column, row, text, color=color, **style)
+        places = range(len(names))
+        axes.set_xticks(places, names, parse_math=False)
+        axes.set_yticks(places, names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)

@@ -13,7 +13,7 @@ import tiny_datasets
 from PIL import Image
 
 from lstm_jax.data import images as images_module
-from lstm_jax.data.images import read_images, read_png
+from lstm_jax.data.images import looks_inverted, read_images, read_png
 from lstm_jax.data.sources import Source, open_source
 from lstm_jax.errors import UserError
 
@@ -158,7 +158,7 @@ def test_what_is_transparent_is_black(tmp_path: Path) -> None:
     np.testing.assert_allclose(read, DIGIT / 255 * alpha, atol=1)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 3), (2, 5), (10, 10)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 3), (10, 10)])
 def test_other_sizes_are_averaged(tmp_path: Path, rows: int, columns: int) -> None:
     noisy = RNG.integers(0, 256, (28 * rows, 28 * columns), np.uint8)
     mean = noisy.reshape(28, rows, 28, columns).mean((1, 3))
@@ -166,10 +166,26 @@ def test_other_sizes_are_averaged(tmp_path: Path, rows: int, columns: int) -> No
     np.testing.assert_allclose(read, mean, atol=1)
 
 
+def test_oblong_image_keeps_its_proportions(tmp_path: Path) -> None:
+    noisy = RNG.integers(0, 256, (56, 28), np.uint8)
+    read = read_png(save(tmp_path, Image.fromarray(noisy)))
+    mean = noisy.reshape(28, 2, 14, 2).mean((1, 3))
+    np.testing.assert_allclose(read[:, 7:21], mean, atol=1)
+    assert not read[:, :7].any()
+    assert not read[:, 21:].any()
+
+
+def test_ink_on_paper_is_told_from_light_on_dark() -> None:
+    digit = np.zeros((28, 28), np.uint8)
+    digit[4:24, 10:18] = 200
+    assert not looks_inverted(digit)
+    assert looks_inverted(255 - digit)
+
+
 def test_small_image_is_enlarged(tmp_path: Path) -> None:
-    small = RNG.integers(0, 256, (14, 7), np.uint8)
+    small = RNG.integers(0, 256, (14, 14), np.uint8)
     read = read_png(save(tmp_path, Image.fromarray(small)))
-    np.testing.assert_array_equal(read, small.repeat(2, 0).repeat(4, 1))
+    np.testing.assert_array_equal(read, small.repeat(2, 0).repeat(2, 1))
 
 
 def test_missing_file(tmp_path: Path) -> None:

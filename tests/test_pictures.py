@@ -148,6 +148,14 @@ def test_confusion_matrix_in_numbers(figures):
     assert axes.get_title() == "75.00% of 12 right"
 
 
+def test_confusion_matrix_of_many_classes(figures):
+    png = pictures.draw_confusion(np.eye(150, dtype=np.int64), [*map(str, range(150))])
+    assert max(matplotlib.image.imread(io.BytesIO(png)).shape) < 2500
+    (axes,) = figures[0].axes
+    assert not axes.texts
+    assert axes.images[0].get_array().shape == (150, 150)
+
+
 def test_confusion_matrix_of_no_examples():
     png = pictures.draw_confusion(np.zeros((2, 2), np.int64), ["a", "b"])
     assert png.startswith(b"\x89PNG")

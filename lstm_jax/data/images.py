@@ -53,13 +53,13 @@ def read_png(path: str) -> UInt8[np.ndarray, "28 28"]:
     """A user's image of a digit, as grey and at the size of MNIST's.
 
     Digits are light on dark, as MNIST's are: nothing is inverted. What is transparent
-    becomes black; another size is averaged, not cut.
+    becomes black; another size is averaged, not cut, on a black square.
 
     Raises:
       UserError: there is no such file, or it is no image.
     """
     # Only who gives an image needs Pillow.
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not os.path.isfile(path):
         raise UserError(f"no image file {path}: give a PNG file of a digit")
@@ -78,8 +78,15 @@ def read_png(path: str) -> UInt8[np.ndarray, "28 28"]:
         image = Image.alpha_composite(black, image)
     grey = image.convert("L")
     if grey.size != (_SIDE, _SIDE):
-        grey = grey.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+        size = (_SIDE, _SIDE)
+        grey = ImageOps.pad(grey, size, Image.Resampling.BOX, color=0)
     return np.array(grey)
+
+
+def looks_inverted(image: UInt8[np.ndarray, "28 28"]) -> bool:
+    """Whether what surrounds the digit is light, as ink on paper has it."""
+    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    return bool(np.median(edge) > 127)
 
 
 def _decode(png: bytes, index: int, source: Source) -> UInt8[np.ndarray, "28 28"]:
