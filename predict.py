@@ -45,6 +45,13 @@ def main() -> None:
         wanted = "--image or --index" if of_images else "--input, or a file of texts"
         raise UserError(f"a run of task {run.config.task!r} takes {wanted}")
 
+    sampled = (NUM_WORDS, TEMPERATURE, TOP_K, SEED)
+    for flag in sampled if run.labels else (SHOW_IDS,):
+        if flag.present:
+            raise UserError(
+                f"--{flag.name} is nothing for a run of task {run.config.task!r}"
+            )
+
     def answer(texts: list[str]) -> None:
         if not run.labels:
             for text in texts:

@@ -1,21 +1,29 @@
 """A trained run gives labels to texts and images."""
 
+import functools
+import re
+import reprlib
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from lstm_jax.cells import Params
 from lstm_jax.continuation import check_text
 from lstm_jax.data import reviews
 from lstm_jax.data.files import read_utf8
-from lstm_jax.data.images import read_png
+from lstm_jax.data.images import looks_inverted, read_png
+from lstm_jax.data.reviews import UNKNOWN, Ragged
 from lstm_jax.errors import UserError
+from lstm_jax.models import SequenceClassifier
 from lstm_jax.prediction import Run
 from lstm_jax.tasks.classification import class_logits, class_probabilities
 from lstm_jax.tasks.classify_images import read_mnist, scaled
 from lstm_jax.tasks.classify_text import encoded
+from lstm_jax.tasks.task import Examples
 
 _BATCH = 64  # of texts, so that a long file needs little memory
 
@@ -38,32 +46,39 @@ def classify_texts(run: Run, texts: Sequence[str]) -> list[Answer]:
     """The label of each text.
 
     Raises:
-      UserError: a text is not UTF-8.
+      UserError: a text is not UTF-8, or holds no word that the model knows.
     """
     assert run.vocabulary is not None
     for text in texts:
         check_text(text)
-    logits = jax.jit(lambda batch: class_logits(run.model, run.params, batch))
     answers = []
     for start in range(0, len(texts), _BATCH):
         part = list(texts[start : start + _BATCH])
         # Batches of one size compile once.
         padded = part + [""] * ((_BATCH if len(texts) > 1 else 1) - len(part))
         ragged = reviews.encode_texts(run.vocabulary, padded)
+        _check_words(ragged, part)
         examples = encoded(run.config, ragged, run.vocabulary.get_vocab_size())
-        shares = np.asarray(class_probabilities(logits(examples)))
+        shares = np.asarray(_probabilities(run.model, run.params, examples))
         for ids, row in zip(examples["inputs"][: len(part)], shares, strict=False):
             answers.append(_answer(run, row, reviews.decode(run.vocabulary, ids)))
     return answers
 
 
 def classify_image(run: Run, path: str) -> Answer:
-    """The digit of an image file, light on dark.
+    """The digit of an image file, light on dark; says so if it seems not to be.
 
     Raises:
       UserError: there is no such image.
     """
-    return _of_image(run, scaled(read_png(path)))
+    image = read_png(path)
+    if looks_inverted(image):
+        print(
+            f"{path} is light around the digit, and the model reads light on dark: "
+            "invert the image if the answer is wrong",
+            file=sys.stderr,
+        )
+    return _of_image(run, scaled(image))
 
 
 def classify_test_image(run: Run, index: int) -> tuple[Answer, str]:
@@ -87,15 +102,31 @@ def read_lines(path: str) -> list[str]:
       UserError: there is no such file, or it holds no UTF-8 text.
     """
     text = read_utf8(path, "--input_file takes a file with a text a line")
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Not splitlines, which also splits at what is white space within a text.
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no text: give one a line")
     return lines
 
 
 def _of_image(run: Run, image: Float[np.ndarray, "28 28"]) -> Answer:
-    logits = class_logits(run.model, run.params, {"inputs": image[None]})
-    return _answer(run, np.asarray(class_probabilities(logits))[0], "")
+    shares = _probabilities(run.model, run.params, {"inputs": image[None]})
+    return _answer(run, np.asarray(shares)[0], "")
+
+
+# At the top, so that a conversation compiles once.
+@functools.partial(jax.jit, static_argnames="model")
+def _probabilities(
+    model: SequenceClassifier, params: Params, examples: Examples
+) -> Float[Array, "B classes"]:
+    return class_probabilities(class_logits(model, params, examples))
+
+
+def _check_words(texts: Ragged, written: Sequence[str]) -> None:
+    for i, text in enumerate(written):
+        ids = texts.ids[texts.offsets[i] : texts.offsets[i + 1]]
+        if not (ids > UNKNOWN).any():
+            raise UserError(f"{reprlib.repr(text)} holds no word that the model knows")
 
 
 def _answer(run: Run, shares: Float[np.ndarray, " classes"], seen: str) -> Answer:

@@ -27,8 +27,8 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
 
     References:
       Gal and Ghahramani, A theoretically grounded application of dropout in
-      recurrent neural networks, arXiv:1512.05287 (2016); one mask for all gates, as
-      in Keras.
+      recurrent neural networks, arXiv:1512.05287 (2016). One mask for all gates,
+      where Keras draws one for each.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate}")

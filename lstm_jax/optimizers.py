@@ -59,12 +59,13 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(
-        gradients: optax.Updates, state: optax.ScaleByAdamState, params: object = None
+        updates: optax.Updates, state: optax.OptState, params: object = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
+        assert isinstance(state, optax.ScaleByAdamState)
         count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
-        nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
         # 1 - b**count, which rounds badly where b**count is near 1.
         lack1, lack2 = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
         scale = jnp.sqrt(lack2) / lack1

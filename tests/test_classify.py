@@ -17,10 +17,11 @@ from tiny_datasets import (
     prepare_tiny_mnist,
     real_dataset,
 )
+from tokenizers import Tokenizer
 from toy_runs import fast_runs, toy_config
 
 from lstm_jax import classifying, prediction, steps, training
-from lstm_jax.data.reviews import decode
+from lstm_jax.data.reviews import decode, train_vocabulary
 from lstm_jax.errors import UserError
 from lstm_jax.tasks import make_task
 from lstm_jax.tasks.classify_images import shift_images
@@ -71,9 +72,12 @@ def test_reviews_are_learnt_and_answered(
     result = training.fit(config, task, tmp_path / "run")
     assert result["test_accuracy"] > 0.9
     run = prediction.load(tmp_path / "run")
-    texts = ["a superb movie , liked it", "", "awful waste and boring"]
+    texts = ["a superb movie , liked it", "a", "awful waste and boring"]
     answers = classifying.classify_texts(run, texts)
     assert [answers[i].label for i in (0, 2)] == ["positive", "negative"]
+    for unknown in ("", "Это ужасно"):
+        with pytest.raises(UserError, match=f"'{unknown}' holds no word that the mode"):
+            classifying.classify_texts(run, [texts[0], unknown])
     # One by one the answers are the same: the padding of a batch is not in them.
     for text, answer in zip(texts, answers, strict=True):
         alone = classifying.classify_texts(run, [text])[0]
@@ -87,12 +91,66 @@ def test_reviews_are_learnt_and_answered(
 def test_a_validation_part_is_held_out_of_training(imdb: dict[str, object]) -> None:
     task = make_task(text_config(**imdb, **{"data.holdout": 0.25}))
     assert list(task.splits) == ["validation", "test"]
-    parts = [task.examples[0], task.splits["validation"][0]]
-    assert [len(part["labels"]) for part in parts] == [48, 16]
-    whole = make_task(text_config(**imdb)).examples[0]["inputs"]
-    rows = np.concatenate([part["inputs"] for part in parts])
-    assert sorted(map(tuple, rows)) == sorted(map(tuple, whole))
-    assert sorted(parts[1]["labels"].tolist()) == [0] * 8 + [1] * 8
+    train, held_out = task.examples[0], task.splits["validation"][0]
+    assert len(train["labels"]) == 48
+    assert sorted(held_out["labels"].tolist()) == [0] * 8 + [1] * 8
+    # Each text is in one of the parts, and the words are those of the first.
+    vocabulary = Tokenizer.from_str(task.files["vocabulary.json"])
+    texts, _ = imdb_texts("train", str(imdb["data.tfds_dir"]))
+    known = set(vocabulary.get_vocab())
+    spelt = []
+    for text in texts:
+        words = ["<START>", *re.findall("[a-z0-9']+", text.lower())][-30:]
+        spelt.append(" ".join(w if w in known else "<UNK>" for w in words))
+    shown = [
+        [decode(vocabulary, row[row > 0]) for row in part["inputs"]]
+        for part in (train, held_out)
+    ]
+    assert sorted(shown[0] + shown[1]) == sorted(spelt)
+    trained = [text for text, cut in zip(texts, spelt, strict=True) if cut in shown[0]]
+    assert vocabulary.to_str() == train_vocabulary(trained).to_str()
+
+
+def test_labels_of_one_kind(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,label\na,1\nb, 1\n")
+    config = text_config(**{"data.path": str(tmp_path / "own.csv")})
+    with pytest.raises(UserError, match="all labels are '1' in column 'label'; a cla"):
+        make_task(config)
+    # A test file may have labels of one kind.
+    (tmp_path / "own.csv").write_text("text,label\nschön,1\n日本,2\ndon\u2019t,1\n")
+    (tmp_path / "test.csv").write_text("text,label\nschön,1\n")
+    config.data.test_path = str(tmp_path / "test.csv")
+    config.model.head = "softmax"
+    task = make_task(config)
+    assert task.splits["test"][0]["labels"].tolist() == [0]
+    words = json.loads(task.files["vocabulary.json"])["model"]["vocab"]
+    assert {"schön", "日本", "don\u2019t"} < set(words)
+
+
+def test_lines_end_where_lines_do(tmp_path: Path) -> None:
+    (tmp_path / "texts").write_bytes("a fine\u2028film\r\none\x85two\x0c\n\nb".encode())
+    lines = classifying.read_lines(str(tmp_path / "texts"))
+    assert lines == ["a fine\u2028film", "one\x85two\x0c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("classify_text", "level", "char"),
+        ("classify_images", "length", 5),
+        ("language_model", "holdout", 0.5),
+        ("next_word", "shift", 1),
+        ("tag", "text_column", "x"),
+        ("regress", "buckets", 2),
+    ],
+)
+def test_fields_that_a_task_does_not_read(task: str, field: str, value: object) -> None:
+    config = toy_config(**{f"data.{field}": value})
+    config.task = task
+    with pytest.raises(
+        UserError, match=f"data.{field}={value!r} is nothing for the ta"
+    ):
+        make_task(config)
 
 
 def test_the_vocabulary_is_of_the_training_split(
@@ -156,7 +214,7 @@ def test_own_files(tmp_path: Path) -> None:
 
 def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
     images, labels = prepare_tiny_mnist(tmp_path / "tfds", train=200)["test"]
-    config = toy_config(num_steps=200)
+    config = toy_config(num_steps=300)
     config.task = "classify_images"
     config.batch_size = 25
     config.data.path = "tfds:mnist"

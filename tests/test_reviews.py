@@ -21,6 +21,8 @@ from lstm_jax.data.reviews import (
     decode,
     encode_texts,
     pad,
+    recount_vocabulary,
+    take_texts,
     train_vocabulary,
 )
 from lstm_jax.errors import UserError
@@ -150,6 +152,21 @@ def test_a_capped_vocabulary_numbers_as_capped_ids() -> None:
         ids = cap_ids(everything.ids, size)
         assert rows_of(Ragged(ids, everything.offsets)) == expected
     assert rows_of(everything) == expected  # and nothing was changed in place
+
+
+def test_a_recounted_vocabulary_is_that_of_the_texts() -> None:
+    texts = random_texts(200, 6)
+    whole = train_vocabulary(texts)
+    everything = encode_texts(whole, texts)
+    rows = np.random.default_rng(0).choice(200, 70, replace=False)
+    some = take_texts(everything, rows)
+    assert rows_of(some) == [rows_of(everything)[row] for row in rows]
+    recounted, numbers = recount_vocabulary(whole, some)
+    again = train_vocabulary([texts[row] for row in rows])
+    assert recounted.to_str() == again.to_str()
+    assert len(entries(again)) < len(entries(whole))
+    renumbered = Ragged(numbers[everything.ids], everything.offsets)
+    assert rows_of(renumbered) == rows_of(encode_texts(again, texts))
 
 
 def test_a_saved_vocabulary_is_the_same() -> None:

@@ -131,8 +131,6 @@ GOOD = '{"text": "a", "label": 1}\n'
         ("a.csv", "", " is empty: it needs a header row that names columns"),
         ("a.csv", "text,label\n\n", " has no rows: it needs a text and a label a row"),
         ("a.jsonl", "\n", " has no rows: it needs a text and a label a row"),
-        ("a.csv", "text,label\na,1\nb, 1\n", ": all labels are '1' in column 'label'; "
-         "a classifier needs at least two classes"),
         ("a.txt", "text,label\na,1\n", ": the ending '.txt' is unknown; data.path "
          "takes a .csv, .tsv or .jsonl file"),
         ("reviews", "text,label\na,1\n", ": the ending '' is unknown; data.path takes "

@@ -112,9 +112,10 @@ def test_data_that_moved_is_the_same_data(
     config, workdir = finished[0].copy_and_resolve_references(), tmp_path / "run"
     shutil.copytree(finished[1], workdir)
     config.data.path = str(shutil.copy(config.data.path, tmp_path / "moved.txt"))
-    config.data.test_path, config.data.tfds_dir = "elsewhere.csv", "/elsewhere"
     config.num_steps = 16
-    result = training.fit(config, make_task(config), workdir)
+    task = make_task(config)
+    config.data.test_path, config.data.tfds_dir = "elsewhere.csv", "/elsewhere"
+    result = training.fit(config, task, workdir)
     assert result["step"] == 16
     assert workdirs.read_config(workdir).to_dict() == config.to_dict()
 

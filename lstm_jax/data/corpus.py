@@ -1,5 +1,6 @@
 """Labelled texts as rows of word numbers, wherever they come from."""
 
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from lstm_jax.errors import UserError
 
 # Of the user's own file, where no other one is named to test on.
 TEST_SHARE = 0.2
+# Words of the user's own file, in whatever script.
+OWN_WORDS = "[\\w'\u2019]+"  # with both apostrophes
 
 
 class Corpus(NamedTuple):
@@ -99,6 +102,11 @@ def _web_traffic() -> Corpus:
 def _own_file(data: Config) -> Corpus:
     columns = data.text_column, data.label_column
     texts, labels = tables.read_labelled(data.path, *columns)
+    if len(set(labels)) == 1:
+        raise UserError(
+            f"{data.path}: all labels are {reprlib.repr(labels[0])} in column "
+            f"{data.label_column!r}; a classifier needs at least two classes"
+        )
     if data.test_path:
         test_texts, test_labels = tables.read_labelled(data.test_path, *columns)
         unknown = sorted(set(test_labels) - set(labels))
@@ -112,7 +120,7 @@ def _own_file(data: Config) -> Corpus:
         test_texts = [texts[i] for i in held_out]
         test_labels = [labels[i] for i in held_out]
         texts, labels = [texts[i] for i in kept], [labels[i] for i in kept]
-    return _encode(texts, labels, test_texts, test_labels, reviews.WORDS)
+    return _encode(texts, labels, test_texts, test_labels, OWN_WORDS)
 
 
 def _encode(

@@ -84,10 +84,42 @@ def cap_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
       UserError: `vocab_size` leaves no number for a word.
     """
     _check_vocab_size(vocab_size)
-    capped = Tokenizer(_model(_entries(tokenizer)[:vocab_size]))
-    capped.normalizer = tokenizer.normalizer
-    capped.pre_tokenizer = tokenizer.pre_tokenizer
-    return capped
+    return _with_words(tokenizer, _entries(tokenizer)[:vocab_size])
+
+
+def recount_vocabulary(
+    tokenizer: Tokenizer, texts: Ragged
+) -> tuple[Tokenizer, Int[np.ndarray, " V"]]:
+    """What `train_vocabulary` would make of some of the texts that it was made of.
+
+    Args:
+      tokenizer: the vocabulary of all texts.
+      texts: those that count, encoded with it.
+
+    Returns:
+      Their vocabulary, and the new number of each old one.
+    """
+    words = np.array(_entries(tokenizer))
+    counts = np.bincount(texts.ids, minlength=len(words))
+    known = np.arange(len(SPECIALS), len(words))
+    known = known[counts[known] > 0]
+    # Stable, after the alphabet's order.
+    known = known[np.argsort(words[known], kind="stable")]
+    known = known[np.argsort(-counts[known], kind="stable")]
+    numbers = np.full(len(words), UNKNOWN, np.int32)
+    numbers[: len(SPECIALS)] = range(len(SPECIALS))
+    numbers[known] = len(SPECIALS) + np.arange(len(known))
+    return _with_words(tokenizer, [*SPECIALS, *words[known].tolist()]), numbers
+
+
+def take_texts(texts: Ragged, rows: Int[np.ndarray, " rows"]) -> Ragged:
+    """Some of the texts, in the order given."""
+    counts = np.diff(texts.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    places = np.arange(offsets[-1]) + np.repeat(
+        texts.offsets[rows] - offsets[:-1], counts
+    )
+    return Ragged(texts.ids[places], offsets)
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Ragged:
@@ -175,6 +207,14 @@ def _check_vocab_size(vocab_size: int | None) -> None:
             f"vocab_size={vocab_size}: give at least {len(SPECIALS) + 1}, as "
             f"{', '.join(SPECIALS)} count too"
         )
+
+
+def _with_words(tokenizer: Tokenizer, words: list[str]) -> Tokenizer:
+    """The same splitting with other entries."""
+    other = Tokenizer(_model(words))
+    other.normalizer = tokenizer.normalizer
+    other.pre_tokenizer = tokenizer.pre_tokenizer
+    return other
 
 
 def _entries(tokenizer: Tokenizer) -> list[str]:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,11 +67,6 @@ def read_labelled(
         labels.append(label.strip())
     if not texts:
         raise UserError(f"{path} has no rows: it needs a text and a label a row")
-    if len(set(labels)) == 1:
-        raise UserError(
-            f"{path}: all labels are {_short(labels[0])} in column {label_column!r}; "
-            "a classifier needs at least two classes"
-        )
     return Labelled(texts, labels)
 
 
@@ -88,7 +83,7 @@ def label_names(labels: list[str]) -> list[str]:
 
 
 def hold_out(
-    labels: list[str], share: float, seed: int
+    labels: Sequence[str] | np.ndarray, share: float, seed: int
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]:
     """Rows to train on and rows held out, each in ascending order.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lstm_jax.config import Config, check_config
+from lstm_jax.config import Config, base_config, check_config
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.classification import classification
 from lstm_jax.tasks.classify_images import classify_images
@@ -24,6 +24,18 @@ TASKS: dict[str, Callable[[Config], Task]] = {
     "regress": regress,
 }
 
+# Fields of the group `data` that shape each task, beside where the data lies.
+_TEXT = ("vocab_size", "length")
+_LABELLED = ("test_path", "holdout", "padding", "buckets", *_TEXT)
+_READ: dict[str, tuple[str, ...]] = {
+    "next_word": ("window", "order"),
+    "language_model": ("level", "limit", *_TEXT),
+    "classify_text": ("text_column", "label_column", *_LABELLED),
+    "classify_images": ("holdout", "shift"),
+    "tag": _LABELLED,
+    "regress": ("column", "window", "horizon", "holdout"),
+}
+
 
 def make_task(config: Config) -> Task:
     """The task that a config names.
@@ -34,4 +46,12 @@ def make_task(config: Config) -> Task:
     check_config(config)
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
+    default = base_config().data
+    for field in default:
+        unread = field not in ("path", "tfds_dir", *_READ[config.task])
+        if unread and config.data[field] != default[field]:
+            raise UserError(
+                f"data.{field}={config.data[field]!r} is nothing for the task "
+                f"{config.task}: leave it at {default[field]!r}"
+            )
     return TASKS[config.task](config)

@@ -13,6 +13,7 @@ from lstm_jax.cells import Params
 from lstm_jax.data.buckets import split_buckets
 from lstm_jax.data.fingerprint import fingerprint
 from lstm_jax.models import SequenceClassifier, SequenceTagger
+from lstm_jax.pictures import draw_confusion
 from lstm_jax.summary import summarize
 from lstm_jax.tasks.task import Buckets, Examples, Sums, Task, size_of
 
@@ -164,8 +165,6 @@ def confusion_picture(
     batch_size: int,
 ) -> Callable[[Params], dict[str, bytes]]:
     """For `Task.pictures`: the confusion matrix of a split."""
-    # Here, because it needs matplotlib only once training has ended.
-    from lstm_jax.pictures import draw_confusion
 
     def pictures(params: Params) -> dict[str, bytes]:
         true, likeliest = predict_classes(model, params, buckets, batch_size)

@@ -1,6 +1,8 @@
 """A label for an image, read row by row from the top."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +46,7 @@ def classify_images(config: Config) -> Task:
     model = make_classifier(config.model, len(names), vocab_size=None)
     splits = {"test": test}
     if data.holdout:
-        kept, held_out = hold_out(
-            train[1].astype(str).tolist(), data.holdout, config.seed
-        )
+        kept, held_out = hold_out(train[1], data.holdout, config.seed)
         splits = {"validation": take_rows(train, held_out), **splits}
         train = take_rows(train, kept)
     task = classification(model, train[0], train[1], splits)
@@ -85,7 +85,7 @@ def scaled(images: UInt8[np.ndarray, "*N 28 28"]) -> Float[np.ndarray, "*N 28 28
     return (images / np.float32(255)).astype(np.float32)
 
 
-def _shifted(loss, pixels: int):
+def _shifted(loss: Callable[..., Any], pixels: int) -> Callable[..., Any]:
     """The loss, in training on images moved by up to `pixels` each way."""
 
     def shifted(

@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
@@ -28,6 +29,7 @@ from lstm_jax.tasks.classification import (
 from lstm_jax.tasks.task import LABELS_FILE, VOCABULARY_FILE, Examples, Task
 
 _SHOWN = 3  # texts at the end of a run
+_DRAWN = 200  # classes, above which a confusion matrix is no picture
 
 
 def classify_text(config: Config) -> Task:
@@ -39,6 +41,10 @@ def classify_text(config: Config) -> Task:
     data = config.data
     check_rows(data)
     corpus = read_corpus(data)
+    rows = None
+    if data.holdout:
+        rows = hold_out(corpus.train_labels, data.holdout, config.seed)
+        corpus = _with_vocabulary_of(corpus, rows[0])
     vocabulary = reviews.cap_vocabulary(corpus.vocabulary, data.vocab_size)
     size = vocabulary.get_vocab_size()
     model = make_classifier(config.model, len(corpus.names), size)
@@ -49,9 +55,8 @@ def classify_text(config: Config) -> Task:
 
     train = split(corpus.train, corpus.train_labels)
     splits = {"test": split(corpus.test, corpus.test_labels)}
-    if data.holdout:
-        names = corpus.train_labels.astype(str).tolist()
-        kept, held_out = hold_out(names, data.holdout, config.seed)
+    if rows is not None:
+        kept, held_out = rows
         splits = {"validation": take_rows(train, held_out), **splits}
         train = take_rows(train, kept)
     inputs, labels, *lengths = train
@@ -63,7 +68,7 @@ def classify_text(config: Config) -> Task:
         lengths=lengths[0] if lengths else None,
         buckets=data.buckets,
     )
-    if len(corpus.names) > 2:
+    if 2 < len(corpus.names) <= _DRAWN:
         pictures = confusion_picture(
             model, task.splits["test"], corpus.names, config.batch_size
         )
@@ -76,6 +81,18 @@ def classify_text(config: Config) -> Task:
         },
         demonstrate=_demonstration(config, model, vocabulary, corpus),
     )
+
+
+def _with_vocabulary_of(corpus: Corpus, rows: Int[np.ndarray, " rows"]) -> Corpus:
+    """What is held out is not counted: its other words are unknown."""
+    vocabulary, numbers = reviews.recount_vocabulary(
+        corpus.vocabulary, reviews.take_texts(corpus.train, rows)
+    )
+    train, test = (
+        Ragged(numbers[texts.ids], texts.offsets)
+        for texts in (corpus.train, corpus.test)
+    )
+    return corpus._replace(vocabulary=vocabulary, train=train, test=test)
 
 
 def check_rows(data: Config) -> None:
@@ -106,19 +123,22 @@ def _demonstration(
     size = vocabulary.get_vocab_size()
     chosen = np.linspace(0, len(corpus.test_labels) - 1, _SHOWN).astype(int)
 
+    # Compiled once, at the end of a run.
+    logits = jax.jit(lambda params, batch: class_logits(model, params, batch))
+
     def demonstrate(params: Params) -> str:
+        rows = np.unique(chosen)
+        texts = reviews.take_texts(corpus.test, rows)
+        texts = texts._replace(ids=reviews.cap_ids(texts.ids, size))
+        shares = class_probabilities(logits(params, encoded(config, texts, size)))
         lines = []
-        for i in dict.fromkeys(chosen.tolist()):
-            start, end = corpus.test.offsets[i : i + 2]
-            ids = reviews.cap_ids(corpus.test.ids[start:end], size)
-            examples = encoded(config, Ragged(ids, np.array([0, len(ids)])), size)
-            logits = class_logits(model, params, examples)
-            shares = np.asarray(class_probabilities(logits))[0]
-            said, true = int(shares.argmax()), int(corpus.test_labels[i])
-            text = textwrap.shorten(reviews.decode(vocabulary, ids), 60)
+        for i, row in enumerate(np.asarray(shares)):
+            start, end = texts.offsets[i : i + 2]
+            said, true = int(row.argmax()), int(corpus.test_labels[rows[i]])
+            text = reviews.decode(vocabulary, texts.ids[start:end])
             lines.append(
-                f"{corpus.names[said]} {shares[said]:.3f} (is {corpus.names[true]}): "
-                f"{text}"
+                f"{corpus.names[said]} {row[said]:.3f} (is {corpus.names[true]}): "
+                f"{textwrap.shorten(text, 60)}"
             )
         return "\n".join(lines)
 
