@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from lstm_jax.config import base_config
 from lstm_jax.data.reviews import START
-from lstm_jax.data.streams import NO_TARGET, decode_stream, read_streams, rows
+from lstm_jax.data.streams import NO_TARGET, decode_stream, pieces, read_streams, rows
 from lstm_jax.errors import UserError
 
 
@@ -53,6 +53,27 @@ def config(**fields: object) -> object:
 
 def shown(vocabulary: Tokenizer, ids: np.ndarray, level: str = "word") -> str:
     return decode_stream(vocabulary, ids.tolist(), level)
+
+
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_a_long_text_is_read_in_pieces(level: str, tmp_path: Path) -> None:
+    words = [f"w{i}" for i in range(2000)]
+    text = "\n".join(words)
+    (tmp_path / "text.txt").write_text(text)
+    streams = read_streams(config(path=str(tmp_path / "text.txt"), level=level))
+    assert len(list(pieces(text))) > 5
+    assert (streams.train == START).sum() == (streams.held_out == START).sum() == 1
+    both = [
+        shown(streams.vocabulary, ids[ids != START], level)
+        for ids in (streams.train, streams.held_out)
+    ]
+    if level == "char":
+        assert "".join(both) == text
+        assert len(both[1]) == pytest.approx(0.05 * len(text), abs=1)
+    else:  # no word is cut in two: those held out are unknown, or begin the part
+        assert both[0].split() == words[: len(both[0].split())]
+        assert set(both[1].split()) == {"<UNK>"}
+        assert len(both[0].split()) + len(both[1].split()) == 2000
 
 
 def test_a_text_is_split_at_its_end(tmp_path: Path) -> None:

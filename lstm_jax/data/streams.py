@@ -1,7 +1,7 @@
 """Text as a stream of symbols, cut into rows that go on from batch to batch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ HELD_OUT = 0.05
 # Words with their apostrophes, and punctuation sign by sign.
 WORDS = r"[\w']+|[^\w\s]"
 CHARACTERS = r"[\s\S]"
+_SPACE = re.compile(r"\s")
 # What a target is past the end of a row.
 NO_TARGET = -1
 
@@ -59,14 +60,36 @@ def read_streams(data: Config) -> Streams:
         text = read_text(data.path)
         cut = round(len(text) * (1 - HELD_OUT))
         if data.level == "word":  # not inside of one
-            cut += len(re.split(r"\s", text[cut:], maxsplit=1)[0])
+            cut += len(_SPACE.split(text[cut:], maxsplit=1)[0])
         pattern, lowercase = _rule(data.level, lowercase=False)
-        vocabulary = reviews.train_vocabulary([text[:cut]], pattern, None, lowercase)
-        train = reviews.encode_texts(vocabulary, [text[:cut]])
-        held_out = reviews.encode_texts(vocabulary, [text[cut:]])
+        parts = text[:cut], text[cut:]
+        vocabulary = reviews.train_vocabulary(
+            pieces(parts[0]), pattern, None, lowercase
+        )
+        train, held_out = (
+            reviews.encode_texts(vocabulary, pieces(part)) for part in parts
+        )
+        # One text each.
+        train, held_out = (
+            Ragged(part.ids, part.offsets[[0, -1]]) for part in (train, held_out)
+        )
     capped = reviews.cap_vocabulary(vocabulary, data.vocab_size)
     size = capped.get_vocab_size()
     return Streams(capped, *(_stream(part, size) for part in (train, held_out)))
+
+
+def pieces(text: str, size: int = 1000) -> Iterator[str]:
+    """Cuts a text where white space is, so that a long one needs little memory.
+
+    >>> list(pieces("one two three", size=4))
+    ['one two', ' three']
+    """
+    start = 0
+    while start < len(text):
+        space = _SPACE.search(text, start + size)
+        end = space.start() if space else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
