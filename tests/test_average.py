@@ -89,6 +89,7 @@ def test_average_does_not_change_the_training() -> None:
     assert_same_bits(states[1]._replace(average=()), states[0])
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     task = toy_task(dropout=0.5)
     config = toy_config(**{"num_steps": 20, "optimizer.ema": 0.7})

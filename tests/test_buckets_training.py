@@ -92,7 +92,7 @@ def test_orders_within_buckets_are_their_own() -> None:
     assert len({tuple(order) for order in orders}) == 9
 
 
-@pytest.mark.parametrize("every", [1, 1000])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 1000])
 def test_fit_visits_every_example_once_an_epoch(tmp_path: Path, every: int) -> None:
     config = climbing_config(num_steps=0, num_epochs=3, **{"report.every": every})
     config.checkpoint.keep = 3
@@ -102,6 +102,7 @@ def test_fit_visits_every_example_once_an_epoch(tmp_path: Path, every: int) -> N
         assert visits.tolist() == [epoch] * sum(SIZES)
 
 
+@pytest.mark.slow
 def test_a_step_visits_a_batch_of_its_bucket() -> None:
     task, keys = counting_task(), steps.make_keys(0)
     stepping = Stepping(task, optax.sgd(1.0), BATCH)
@@ -162,6 +163,7 @@ def test_gradient_of_a_batch_is_that_of_masking(pooling: str) -> None:
     assert_close(gradient(bucket), gradient(whole), 1e-6)
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Stopped and interrupted, with many steps a dispatch or one at a time."""
     task = ragged_task(2, size=16, dropout=0.5)

@@ -60,7 +60,9 @@ def imdb(tmp_path: Path) -> dict[str, object]:
     return {"data.tfds_dir": str(tmp_path / "tfds")}
 
 
-@pytest.mark.parametrize("padding", ["front", "right"])
+@pytest.mark.parametrize(
+    "padding", [pytest.param("front", marks=pytest.mark.slow), "right"]
+)
 def test_reviews_are_learnt_and_answered(
     padding: str, imdb: dict[str, object], tmp_path: Path
 ) -> None:

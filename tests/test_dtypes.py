@@ -21,10 +21,10 @@ MAKERS = {
     "gru_before": lambda size, **options: lj.gru(size, reset_after=False, **options),
 }
 WAYS = [
-    ("lstm", "autodiff"),
     ("lstm", "fused"),
-    ("gru", "fused"),
     ("gru_before", "autodiff"),
+    pytest.param("lstm", "autodiff", marks=pytest.mark.slow),
+    pytest.param("gru", "fused", marks=pytest.mark.slow),
 ]
 
 

@@ -189,7 +189,10 @@ def test_as_good_as_before_is_no_better(
     ("stops", "fields"),
     [
         ((2, 3, 5, 7), {}),
-        ((6,), {"checkpoint.every": 1, "checkpoint.keep": 1}),
+        pytest.param(
+            *((6,), {"checkpoint.every": 1, "checkpoint.keep": 1}),
+            marks=pytest.mark.slow,
+        ),
         # Saved at an evaluation of each epoch only, or also between.
         ((4,), {"report.evaluate_every": 0, "checkpoint.every": 3}),
     ],

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("strict", "x64")
 
 BATCH = 3
 FUSED = BUILT_IN | INVENTED
+# Cells that have in common what others show.
+MORE = ("drop_connect", "low_rank", "recurrent_dropout", "memory")
 
 
 def random_steps(time: int) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -41,7 +43,13 @@ def random_steps(time: int) -> tuple[np.ndarray, np.ndarray, Any]:
     return mask, resets, xs
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in MORE else ())
+        for name in FUSED
+    ],
+)
 def test_equals_autodiff(name: str) -> None:
     cell = FUSED[name]
     time = 26  # two chunks

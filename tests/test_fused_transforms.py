@@ -93,10 +93,11 @@ def grad_of_grad(loss: Loss, params: Any, xs: Any, carry: Any, key: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "transform"),
     [
-        ("lstm", grad_of_grad),
-        ("all_noise", grad_of_jit),
-        ("all_noise", grad_of_checkpoint),
-        ("all_noise", grad_of_vmap_over_params),
+        ("simple_rnn", grad_of_grad),
+        *(
+            pytest.param("all_noise", transform, marks=pytest.mark.slow)
+            for transform in (grad_of_jit, grad_of_checkpoint, grad_of_vmap_over_params)
+        ),
         ("all_noise", vmap_of_grad_over_inputs),
         ("all_noise", grad_of_scan),
     ],

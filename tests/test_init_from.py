@@ -71,6 +71,7 @@ def test_start_that_was_interrupted_before_its_first_checkpoint_still_takes_them
     assert_same_bits(workdirs.load_params(workdir, 1), theirs)
 
 
+@pytest.mark.slow
 def test_average_starts_from_the_source_too(tmp_path: Path) -> None:
     fields = {"num_steps": 2, "optimizer.ema": 0.9, "optimizer.learning_rate": 0.0}
     config, task = toy_config(**fields), toy_task()

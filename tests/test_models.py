@@ -321,6 +321,7 @@ def test_layers_draw_noise_of_their_own() -> None:
     assert len(np.unique(draws)) >= 2 * BATCH * TIME * HIDDEN - 3
 
 
+@pytest.mark.slow
 def test_nnx_values_and_gradients() -> None:
     linen = SequenceClassifier((lj.lstm(HIDDEN),), 7)
     xs = draw_inputs()

@@ -58,6 +58,7 @@ def test_stopped_and_continued_is_as_never_stopped(
     assert rows_of(tmp_path / "parts", "train") == rows
 
 
+@pytest.mark.slow
 def test_sums_of_a_row_go_on_across_a_stop(tmp_path: Path) -> None:
     """Interrupted at step 9, between the rows of steps 5 and 10."""
     task = toy_task(dropout=0.5)
