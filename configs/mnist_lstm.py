@@ -2,7 +2,8 @@
 
     python train.py --config=configs/mnist_lstm.py
 
-97.7, 98.5, 97.3 % of the test images with seeds 0, 1, 2; the tutorial reports 96.52 %.
+97.3, 98.1, 97.7 % of the test images with seeds 0, 1, 2; the tutorial reports 96.52 %.
+Two minutes of training on one core.
 """
 
 from configs import mnist_rnn
