@@ -3,10 +3,9 @@
     python train.py --config=configs/waves.py
 
 On the last fifth of the series (lstm_jax/data/waves.py), seeds 0, 1, 2: mean absolute
-error 0.512, 0.506, 0.502, root mean squared error 0.644, 0.635, 0.630. Saying the last
-value again gives 2.008 and 2.634; the noise alone is 0.5 of the latter. On two cores
-that did other work too it takes 18 s to train, compilation included, and 31 s from the
-start of the command to its end (2026-11-22, AMD EPYC, jax 0.10.2).
+error 0.512, 0.507, 0.503, root mean squared error 0.644, 0.635, 0.630. Saying the last
+value again gives 2.008 and 2.634; the noise alone is 0.5 of the latter. On one
+core it takes 14 s to train, compilation included (2026-11-22, AMD EPYC, jax 0.10.2).
 """
 
 from lstm_jax.config import Config, base_config
