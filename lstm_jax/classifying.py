@@ -1,29 +1,24 @@
 """A trained run gives labels to texts and images."""
 
-import functools
 import re
 import reprlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from lstm_jax.cells import Params
 from lstm_jax.continuation import check_text
 from lstm_jax.data import reviews
 from lstm_jax.data.files import read_utf8
 from lstm_jax.data.images import looks_inverted, read_png
 from lstm_jax.data.reviews import UNKNOWN, Ragged
 from lstm_jax.errors import UserError
-from lstm_jax.models import SequenceClassifier
 from lstm_jax.prediction import Run
-from lstm_jax.tasks.classification import class_logits, class_probabilities
+from lstm_jax.tasks.classification import predict_probabilities
 from lstm_jax.tasks.classify_images import read_mnist, scaled
 from lstm_jax.tasks.classify_text import encoded
-from lstm_jax.tasks.task import Examples
 
 _BATCH = 64  # of texts, so that a long file needs little memory
 
@@ -59,7 +54,7 @@ def classify_texts(run: Run, texts: Sequence[str]) -> list[Answer]:
         ragged = reviews.encode_texts(run.vocabulary, padded)
         _check_words(ragged, part)
         examples = encoded(run.config, ragged, run.vocabulary.get_vocab_size())
-        shares = np.asarray(_probabilities(run.model, run.params, examples))
+        shares = np.asarray(predict_probabilities(run.model, run.params, examples))
         for ids, row in zip(examples["inputs"][: len(part)], shares, strict=False):
             answers.append(_answer(run, row, reviews.decode(run.vocabulary, ids)))
     return answers
@@ -110,16 +105,8 @@ def read_lines(path: str) -> list[str]:
 
 
 def _of_image(run: Run, image: Float[np.ndarray, "28 28"]) -> Answer:
-    shares = _probabilities(run.model, run.params, {"inputs": image[None]})
+    shares = predict_probabilities(run.model, run.params, {"inputs": image[None]})
     return _answer(run, np.asarray(shares)[0], "")
-
-
-# At the top, so that a conversation compiles once.
-@functools.partial(jax.jit, static_argnames="model")
-def _probabilities(
-    model: SequenceClassifier, params: Params, examples: Examples
-) -> Float[Array, "B classes"]:
-    return class_probabilities(class_logits(model, params, examples))
 
 
 def _check_words(texts: Ragged, written: Sequence[str]) -> None:

@@ -95,15 +95,12 @@ def run(main: Callable[[], None]) -> None:
 def ask(prompt: str, answer: Callable[[str], None]) -> None:
     """Asks for lines and answers them, until the end of input or Ctrl-C."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # An error of decoding would lose what a pipe sent along with the line.
+        # An error of decoding would lose what a pipe sent along with the line; what is
+        # not UTF-8 is the answer's to refuse.
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            line = input(prompt)
-            if any("\udc80" <= character <= "\udcff" for character in line):
-                print("this line is not UTF-8")
-            else:
-                answer(line)
+            answer(input(prompt))
         except UserError as error:
             print(error)
         except (EOFError, KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """Every field of a config, with its default."""
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
@@ -138,6 +139,26 @@ def check_config(config: Config) -> None:
         raise UserError(f"optimizer.ema={config.optimizer.ema} must be in [0, 1)")
     if not 0 <= config.data.holdout < 1:
         raise UserError(f"data.holdout={config.data.holdout} must be in [0, 1)")
+
+
+def refuse_unread(name: str, group: Config, fields: Iterable[str], reader: str) -> None:
+    """Raises a `UserError` where fields that nothing reads are not at their default.
+
+    A setting without an effect would be a wrong record of a run.
+
+    Args:
+      name: of the group, such as "data".
+      group: the group of a config.
+      fields: those of its fields that are not read.
+      reader: what does not read them.
+    """
+    default = base_config()[name]
+    for field in fields:
+        if group[field] != default[field]:
+            raise UserError(
+                f"{name}.{field}={group[field]!r} is nothing for {reader}: leave it at "
+                f"{default[field]!r}"
+            )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

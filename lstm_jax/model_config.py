@@ -9,7 +9,7 @@ from jax.nn import initializers
 from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.cells import Cell
 from lstm_jax.combinators import recurrent_dropout
-from lstm_jax.config import Config, base_config
+from lstm_jax.config import Config, refuse_unread
 from lstm_jax.errors import UserError
 from lstm_jax.models import LanguageModel, SequenceClassifier, SequenceTagger
 
@@ -116,7 +116,7 @@ def make_tagger(model: Config, num_classes: int, vocab_size: int) -> SequenceTag
     Raises:
       UserError: a field of the group is no use.
     """
-    _refuse_unread(model, "a tagger")
+    refuse_unread("model", model, _CLASSIFIER, "a tagger")
     _check_embedding(model)
     return SequenceTagger(
         cells=make_cells(model),
@@ -134,7 +134,7 @@ def make_language_model(model: Config, vocab_size: int) -> LanguageModel:
     Raises:
       UserError: a field of the group is no use.
     """
-    _refuse_unread(model, "a language model")
+    refuse_unread("model", model, _CLASSIFIER, "a language model")
     if model.embedding_size < 1:
         raise UserError(
             f"model.embedding_size={model.embedding_size} must be at least 1"
@@ -157,14 +157,3 @@ def _check_embedding(model: Config) -> None:
             f"model.embedding_size={model.embedding_size} must be at least 0 (0: a "
             "word is fed as the one number that it is)"
         )
-
-
-def _refuse_unread(model: Config, reader: str) -> None:
-    """A setting without an effect would be a wrong record of a run."""
-    default = base_config().model
-    for field in _CLASSIFIER:
-        if model[field] != default[field]:
-            raise UserError(
-                f"model.{field}={model[field]!r} is nothing for {reader}: leave it at "
-                f"{default[field]!r}"
-            )

@@ -180,11 +180,8 @@ def _show(report: Report, row: Row, previous: Row) -> None:
     step = f"step {row['step']}/{report.total_steps}"
     if row["split"] != "train":
         line = "  ".join([row["split"], *metrics])
-        if report.bar is None:
-            say(report, "  " + line)
-        else:
-            # No train line stands above it to say which step this is.
-            say(report, f"{step}  {line}")
+        # Above the bar no train line stands that says which step this is.
+        say(report, ("" if report.bar is None else step) + "  " + line)
         return
     steps = max(row["step"] - previous["step"], 1)
     ms = 1000 * (row["seconds"] - previous["seconds"]) / steps

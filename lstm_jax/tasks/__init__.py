@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lstm_jax.config import Config, base_config, check_config
+from lstm_jax.config import Config, check_config, refuse_unread
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.classification import classification
 from lstm_jax.tasks.classify_images import classify_images
@@ -46,12 +46,6 @@ def make_task(config: Config) -> Task:
     check_config(config)
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
-    default = base_config().data
-    for field in default:
-        unread = field not in ("path", "tfds_dir", *_READ[config.task])
-        if unread and config.data[field] != default[field]:
-            raise UserError(
-                f"data.{field}={config.data[field]!r} is nothing for the task "
-                f"{config.task}: leave it at {default[field]!r}"
-            )
+    unread = set(config.data) - {"path", "tfds_dir", *_READ[config.task]}
+    refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
     return TASKS[config.task](config)

@@ -1,5 +1,6 @@
 """Sequences with one label each."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,11 +141,18 @@ def class_probabilities(logits: Float[Array, "*B C"]) -> Float[Array, "*B classe
     return jax.nn.softmax(logits)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def predict_probabilities(
+    model: SequenceClassifier, params: Params, examples: Examples
+) -> Float[Array, "B classes"]:
+    """Probabilities of the classes of a batch, compiled once a model and shape."""
+    return class_probabilities(class_logits(model, params, examples))
+
+
 def predict_classes(
     model: SequenceClassifier, params: Params, buckets: Buckets, batch_size: int
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """True and likeliest classes of a split, bucket by bucket."""
-    logits = jax.jit(lambda params, batch: class_logits(model, params, batch))
     true, likeliest = [], []
     for examples in buckets:
         for first in range(0, size_of(examples), batch_size):
@@ -152,7 +160,7 @@ def predict_classes(
             size = size_of(examples)
             start = max(min(first, size - batch_size), 0)
             batch = jax.tree.map(lambda a, s=start: a[s : s + batch_size], examples)
-            classes = jnp.argmax(class_probabilities(logits(params, batch)), -1)
+            classes = jnp.argmax(predict_probabilities(model, params, batch), -1)
             true.append(np.asarray(batch["labels"])[first - start :])
             likeliest.append(np.asarray(classes)[first - start :])
     return np.concatenate(true), np.concatenate(likeliest)

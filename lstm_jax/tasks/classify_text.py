@@ -4,7 +4,6 @@ import json
 import textwrap
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
@@ -20,10 +19,9 @@ from lstm_jax.model_config import make_classifier
 from lstm_jax.models import SequenceClassifier
 from lstm_jax.tasks.classification import (
     Split,
-    class_logits,
-    class_probabilities,
     classification,
     confusion_picture,
+    predict_probabilities,
     take_rows,
 )
 from lstm_jax.tasks.task import LABELS_FILE, VOCABULARY_FILE, Examples, Task
@@ -121,16 +119,13 @@ def _demonstration(
 ) -> Callable[[Params], str]:
     """Some texts of the test split, with what the model says and what is true."""
     size = vocabulary.get_vocab_size()
-    chosen = np.linspace(0, len(corpus.test_labels) - 1, _SHOWN).astype(int)
-
-    # Compiled once, at the end of a run.
-    logits = jax.jit(lambda params, batch: class_logits(model, params, batch))
+    rows = np.unique(np.linspace(0, len(corpus.test_labels) - 1, _SHOWN).astype(int))
 
     def demonstrate(params: Params) -> str:
-        rows = np.unique(chosen)
         texts = reviews.take_texts(corpus.test, rows)
         texts = texts._replace(ids=reviews.cap_ids(texts.ids, size))
-        shares = class_probabilities(logits(params, encoded(config, texts, size)))
+        examples = encoded(config, texts, size)
+        shares = predict_probabilities(model, params, examples)
         lines = []
         for i, row in enumerate(np.asarray(shares)):
             start, end = texts.offsets[i : i + 2]
