@@ -1,7 +1,6 @@
 """Ways to run train.py and predict.py, and a small run that they made."""
 
 import contextlib
-import functools
 import io
 import runpy
 import subprocess
@@ -33,6 +32,10 @@ TINY = (
     "--config.checkpoint.best=windows_loss",
 )
 BEST, LAST = 2, 4
+READS_CONFIG = pytest.mark.filterwarnings(
+    # ml_collections loads a config file with it.
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
 WORDS = "--input=long ago , the mice"
 BEGINNING = ["long", "ago", ",", "the", "mice"]
 
@@ -65,9 +68,8 @@ class Trained(NamedTuple):
     printed: Finished
 
 
-@functools.cache
 def train_tiny(folder: Path) -> Trained:
-    """A run that tests read and do not change, once in a process of tests."""
+    """Trains a run of four steps."""
     workdir = folder / "tiny"
     out, err = io.StringIO(), io.StringIO()
     with (

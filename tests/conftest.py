@@ -1,8 +1,10 @@
 """What all tests share: the platform, run-time shape checks, strict arithmetic."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 # Before jax is imported; subprocesses inherit it. Most of a test's time is compilation
 # of a program that runs for milliseconds. `XLA_FLAGS= pytest` compiles as users do.
@@ -17,6 +19,8 @@ os.environ.setdefault(
 import jax
 import jaxtyping
 import pytest
+from command_runs import Finished, Trained, caller, train_tiny
+from jax.experimental.compilation_cache import compilation_cache
 
 # Checks the shape and type annotations of the package at run time; before its import.
 jaxtyping.install_import_hook("lstm_jax", "beartype.beartype")
@@ -44,3 +48,35 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def fast_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Programs compiled before are read from a folder, and no curves are drawn."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lstm_jax.reporting.draw_curves", lambda rows, title: b"")
+        for values in (options, before):
+            for name, value in values.items():
+                jax.config.update(name, value)
+            # Jax looks at the options once.
+            compilation_cache.reset_cache()
+            if values is options:
+                yield folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run that tests read and do not change."""
+    return train_tiny(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def call(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
+    """Runs a script in this process."""
+    return caller(monkeypatch, capsys)

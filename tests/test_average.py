@@ -1,7 +1,6 @@
 """The moving average of the parameters."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from reference import assert_same_bits
 from toy_runs import (
-    fast_runs,
     logits_of,
     losses_and_hits,
     saved_state,
@@ -23,11 +21,7 @@ from toy_runs import (
 
 from lstm_jax import steps, training, workdirs
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 @pytest.mark.parametrize("ema", [0.5, 0.99])

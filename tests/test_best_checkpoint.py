@@ -1,24 +1,18 @@
 """The best checkpoint by a metric: kept, answering, and chosen anew."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from toy_runs import (
     climbing_config,
     climbing_task,
-    fast_runs,
     folders,
     rows_of,
 )
 
 from lstm_jax import training, workdirs
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def test_best_checkpoint_outlives_worse_ones(tmp_path: Path) -> None:

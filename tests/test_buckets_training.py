@@ -1,7 +1,6 @@
 """Training on examples in buckets of several padded lengths."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from reference import assert_close, assert_same_bits
 from toy_runs import (
     BATCH,
     climbing_config,
-    fast_runs,
     ragged_arrays,
     ragged_task,
     rows_of,
@@ -34,10 +32,7 @@ SIZES = (9, 2, 4, 6)  # batches: 3, 1, 1, 2
 CELLS = {"cells": (lj.simple_rnn(3),)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def counting_task() -> Task:

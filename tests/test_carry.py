@@ -1,7 +1,6 @@
 """A task whose batches hand a carry to the next one."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from reference import assert_same_bits
 from toy_runs import (
     BATCH,
-    fast_runs,
     rows_of,
     saved_state,
     stopped_at,
@@ -30,10 +28,7 @@ INPUTS = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
 KEYS = steps.make_keys(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def averaging_task(order: np.ndarray | None = None) -> Task:

@@ -1,7 +1,6 @@
 """Tests of lstm_jax.tasks.classification."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from toy_runs import (
     BATCH,
-    fast_runs,
     logits_of,
     losses_and_hits,
     ragged_arrays,
@@ -32,11 +30,7 @@ from lstm_jax.tasks.classification import (
     predict_classes,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def softplus(z: float) -> float:

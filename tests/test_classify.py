@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from tiny_datasets import (
     real_dataset,
 )
 from tokenizers import Tokenizer
-from toy_runs import fast_runs, toy_config
+from toy_runs import toy_config
 
 from lstm_jax import classifying, prediction, steps, training
 from lstm_jax.data.reviews import decode, train_vocabulary
@@ -26,11 +25,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.tasks import make_task
 from lstm_jax.tasks.classify_images import shift_images
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 @pytest.fixture(autouse=True)

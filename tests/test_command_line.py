@@ -14,33 +14,19 @@ import pytest
 from command_runs import (
     BEST,
     LAST,
+    READS_CONFIG,
     ROOT,
     TINY,
     WORDS,
     Finished,
     Trained,
     assert_user_error,
-    caller,
     contents,
     run_process,
-    train_tiny,
     write,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    # ml_collections loads a config file with it.
-    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
-)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_tiny(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def call(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
-    return caller(monkeypatch, capsys)
+pytestmark = READS_CONFIG
 
 
 def test_training_prints_progress_alone_to_stderr(trained: Trained) -> None:

@@ -1,6 +1,5 @@
 """Runs counted in epochs, and runs that end when they no longer get better."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from reference import assert_same_bits
 from toy_runs import (
     climbing_config,
     climbing_task,
-    fast_runs,
     folders,
     hashes,
     rows_of,
@@ -26,10 +24,7 @@ from lstm_jax.tasks import Task
 LOSSES = (9.0, 5.0, 6.0, 7.0, 4.0, 8.0, 6.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def task_of_losses() -> Task:

@@ -1,21 +1,16 @@
 """Runs that start from the parameters of another run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 from reference import assert_close, assert_same_bits
-from toy_runs import fast_runs, saved_state, toy_config, toy_task
+from toy_runs import saved_state, toy_config, toy_task
 
 from lstm_jax import steps, training, workdirs
 from lstm_jax.errors import UserError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def test_init_from_takes_what_matches_and_names_the_rest(

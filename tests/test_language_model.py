@@ -2,14 +2,13 @@
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_runs import fast_runs, toy_config
+from toy_runs import toy_config
 
 import lstm_jax as lj
 from lstm_jax import continuation, prediction, reporting, steps, training
@@ -23,10 +22,7 @@ from lstm_jax.tasks.language_model import stream_logits
 BATCH, STEPS = 3, 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def lm_config(**fields: object) -> object:

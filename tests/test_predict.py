@@ -15,32 +15,18 @@ from command_runs import (
     BEGINNING,
     BEST,
     LAST,
+    READS_CONFIG,
     ROOT,
     WORDS,
     Finished,
     Trained,
     assert_user_error,
-    caller,
     contents,
     run_process,
-    train_tiny,
     write,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    # ml_collections loads a config file with it.
-    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
-)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_tiny(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def call(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
-    return caller(monkeypatch, capsys)
+pytestmark = READS_CONFIG
 
 
 def predicted(done: Finished) -> list[str]:

@@ -5,13 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from reference import assert_same_bits
 from toy_runs import (
-    fast_runs,
     hashes,
     rows_of,
     saved_state,
@@ -26,11 +24,7 @@ from lstm_jax.tasks import make_task
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    with fast_runs(folder):
-        yield folder
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def test_stopped_and_continued_is_as_never_stopped(
@@ -104,7 +98,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def test_killed_and_started_again_is_as_never_stopped(
-    tmp_path: Path, cache: Path
+    tmp_path: Path, fast_runs: Path
 ) -> None:
     workdir = tmp_path / "killed"
     fields = {
@@ -131,7 +125,7 @@ def test_killed_and_started_again_is_as_never_stopped(
             text=True,
             check=False,
             cwd=ROOT,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(fast_runs)}
             | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
         )
 

@@ -1,7 +1,6 @@
 """Tests of lstm_jax.steps: the pure steps of training and evaluation."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from toy_runs import (
     BATCH,
     CLASSES,
     SIZE,
-    fast_runs,
     logits_of,
     losses_and_hits,
     toy_arrays,
@@ -30,10 +28,7 @@ KEYS = steps.make_keys(0)
 ADAM = optax.adam(0.01, eps=1e-7)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def stepping(task: Task, ema: float = 0.0) -> Stepping:

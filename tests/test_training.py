@@ -3,7 +3,6 @@
 import collections
 import functools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from reference import assert_same_bits
 from toy_runs import (
-    fast_runs,
     logits_of,
     losses_and_hits,
     saved_state,
@@ -29,11 +27,7 @@ from lstm_jax import reporting, steps, training, workdirs
 from lstm_jax.errors import UserError
 from lstm_jax.tasks import classification, make_task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 from ml_collections import ConfigDict
-from toy_runs import fast_runs, hashes, rows_of, toy_config, toy_task
+from toy_runs import hashes, rows_of, toy_config, toy_task
 
 import lstm_jax as lj
 from lstm_jax import training, workdirs
@@ -19,11 +18,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import make_task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with fast_runs(tmp_path_factory.getbasetemp() / "cache"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
 @pytest.fixture(scope="module")

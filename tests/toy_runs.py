@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from lstm_jax import checkpoints, reporting
 from lstm_jax.config import Config, base_config
@@ -189,22 +188,3 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-@contextlib.contextmanager
-def fast_runs(folder: Path) -> Iterator[None]:
-    """Programs compiled before are read from a folder, and no curves are drawn."""
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "draw_curves", lambda rows, title: b"")
-        for values in (options, before):
-            for name, value in values.items():
-                jax.config.update(name, value)
-            # Jax looks at the options once.
-            compilation_cache.reset_cache()
-            if values is options:
-                yield
