@@ -1,6 +1,7 @@
 """Training on examples in buckets of several padded lengths."""
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ CELLS = {"cells": (lj.simple_rnn(3),)}
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
-def counting_task() -> Task:
+def counting_task(sizes: tuple[int, ...] = SIZES) -> Task:
     """Training adds to each parameter how often its example was visited."""
 
     def loss(params: Any, examples: Any, weight: Any, key: Any, carry: Any) -> Any:
@@ -44,28 +45,30 @@ def counting_task() -> Task:
         # The slope of its mean is -1.
         return {"count": count, "loss": -count * visits}, carry
 
-    numbers = np.split(np.arange(sum(SIZES), dtype=np.int32), np.cumsum(SIZES)[:-1])
+    numbers = np.split(np.arange(sum(sizes), dtype=np.int32), np.cumsum(sizes)[:-1])
     return toy_task()._replace(
-        init=lambda key: {"visits": jnp.zeros(sum(SIZES))},
+        init=lambda key: {"visits": jnp.zeros(sum(sizes))},
         loss=loss,
         examples=tuple({"number": part} for part in numbers),
         splits={},
     )
 
 
-def planned(seed: int, epoch: int) -> list[tuple[int, int]]:
+def planned(
+    seed: int, epoch: int, sizes: tuple[int, ...] = SIZES
+) -> list[tuple[int, int]]:
     """Bucket and number of each batch of an epoch."""
-    stepping = Stepping(counting_task(), optax.sgd(1.0), BATCH)
+    stepping = Stepping(counting_task(sizes), optax.sgd(1.0), BATCH)
     both = steps.schedule(stepping, steps.make_keys(seed), jnp.int32(epoch))
     return list(zip(*(part.tolist() for part in both), strict=True))
 
 
 def test_plan_holds_every_batch_once() -> None:
     assert steps.steps_per_epoch(counting_task(), BATCH) == 7
-    plans = [planned(seed, epoch) for seed in range(3) for epoch in range(3)]
-    batches = [
-        (bucket, i) for bucket, size in enumerate((3, 1, 1, 2)) for i in range(size)
-    ]
+    counts = (11, 1, 4, 6)
+    sizes = tuple(count * BATCH - 1 for count in counts)
+    plans = [planned(seed, epoch, sizes) for seed in range(3) for epoch in range(3)]
+    batches = [(bucket, i) for bucket, size in enumerate(counts) for i in range(size)]
     for plan in plans:
         assert sorted(plan) == batches
         # In each bucket from the first batch on; what is in it is the epoch's order.
@@ -73,7 +76,20 @@ def test_plan_holds_every_batch_once() -> None:
             numbers = [number for chosen, number in plan if chosen == bucket]
             assert numbers == sorted(numbers)
     assert len({tuple(plan) for plan in plans}) == 9
-    assert planned(1, 2) == planned(1, 2)
+    assert planned(1, 2, sizes) == planned(1, 2, sizes)
+
+
+def test_batches_of_a_bucket_come_in_runs() -> None:
+    """Of 11, 1, 4 and 6 batches 4 at a time: 7 runs, 3 of them cut short."""
+    sizes = tuple(count * BATCH for count in (11, 1, 4, 6))
+    for seed in range(5):
+        chosen = [bucket for bucket, _ in planned(seed, 0, sizes)]
+        met = [(k, len(list(run))) for k, run in itertools.groupby(chosen)]
+        assert len(met) <= 7  # two runs of a bucket may meet
+        assert {k: n for k, n in met if k in (1, 2)} == {1: 1, 2: 4}
+        assert {n for k, n in met if k == 0} <= {3, 4, 7, 8, 11}
+        assert {n for k, n in met if k == 3} <= {2, 4, 6}
+    assert len({tuple(planned(seed, 0, sizes)) for seed in range(5)}) > 1
 
 
 def test_orders_within_buckets_are_their_own() -> None:
