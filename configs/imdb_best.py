@@ -3,7 +3,7 @@
     python train.py --config=configs/imdb_best.py
 
 Batches by length, both directions, the maximum over time, dropout, an average of the
-parameters, and an optimizer that is nearly SGD: docs/classifiers.md says what each gave.
+parameters, and an optimizer that is nearly SGD: docs/classifiers.md says why.
 """
 
 from configs import imdb_fast
@@ -24,8 +24,8 @@ def get_config() -> Config:
     config.model.bidirectional = True
     config.model.pooling = "max"
     config.model.dropout = 0.5
-    # Far above the gradients of a rare word's vector, which Adam would move by the whole
-    # learning rate at each sight: it moves in proportion to them, as under SGD.
+    # Far above the gradients of a rare word's vector, which Adam would move by the
+    # whole learning rate at each sight: it moves in proportion to them, as under SGD.
     config.optimizer.epsilon = 1e-4
     config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "cosine"

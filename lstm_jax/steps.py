@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from lstm_jax.cells import Params
 from lstm_jax.tasks.task import Examples, Sums, Task, size_of
 
-
 # Batches of one bucket that follow each other. They are one dispatch, and a dispatch
 # costs: its memory is zeroed anew and the bucket's order drawn again, on 2 cores a
 # third of a step of 139 words at a time (`imdb_fast`).
