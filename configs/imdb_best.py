@@ -24,8 +24,8 @@ def get_config() -> Config:
     config.model.bidirectional = True
     config.model.pooling = "max"
     config.model.dropout = 0.5
-    # Far above the gradients of a rare word's vector, which Adam would move by the
-    # whole learning rate at each sight: it moves in proportion to them, as under SGD.
+    # Adam moves a rare word's vector by the whole learning rate at each sight; with a
+    # large epsilon small gradients move it in proportion, as under SGD.
     config.optimizer.epsilon = 1e-4
     config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "cosine"
