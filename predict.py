@@ -73,7 +73,10 @@ def main() -> None:
         answer([INPUT.value])
     elif INPUT_FILE.value is not None:
         name = "/dev/stdin" if INPUT_FILE.value == "-" else INPUT_FILE.value
-        answer(classifying.read_lines(name))
+        texts = classifying.read_lines(name)
+        if run.labels:
+            classifying.check_texts(run, texts)
+        answer(list(texts.values()))
     else:
         command_line.ask(prediction.prompt(run), lambda text: answer([text]))
 

@@ -3,7 +3,7 @@
 import re
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,27 +37,39 @@ class Answer(NamedTuple):
     seen: str
 
 
-def classify_texts(run: Run, texts: Sequence[str]) -> list[Answer]:
-    """The label of each text.
+def check_texts(run: Run, texts: Mapping[int, str]) -> None:
+    """Refuses texts that have no answer before any is given.
+
+    Args:
+      run: a run that classifies texts.
+      texts: by the number of their line.
+
+    Raises:
+      UserError: as of `classify_texts`, with the line.
+    """
+    for line, text in texts.items():
+        try:
+            _encoded(run, [text], [text])
+        except UserError as error:
+            raise UserError(f"line {line}: {error}") from None
+
+
+def classify_texts(run: Run, texts: Sequence[str]) -> Iterator[Answer]:
+    """The label of each text, as a batch of them is done.
 
     Raises:
       UserError: a text is not UTF-8, or holds no word that the model knows.
     """
     assert run.vocabulary is not None
-    for text in texts:
-        check_text(text)
-    answers = []
     for start in range(0, len(texts), _BATCH):
         part = list(texts[start : start + _BATCH])
         # Batches of one size compile once.
         padded = part + [""] * ((_BATCH if len(texts) > 1 else 1) - len(part))
-        ragged = reviews.encode_texts(run.vocabulary, padded)
-        _check_words(ragged, part)
+        ragged = _encoded(run, padded, part)
         examples = encoded(run.config, ragged, run.vocabulary.get_vocab_size())
-        shares = np.asarray(predict_probabilities(run.model, run.params, examples))
-        for ids, row in zip(examples["inputs"][: len(part)], shares, strict=False):
-            answers.append(_answer(run, row, reviews.decode(run.vocabulary, ids)))
-    return answers
+        rows = np.asarray(predict_probabilities(run.model, run.params, examples))
+        for ids, row in zip(examples["inputs"][: len(part)], rows, strict=False):
+            yield _answer(run, row, reviews.decode(run.vocabulary, ids))
 
 
 def classify_image(run: Run, path: str) -> Answer:
@@ -90,32 +102,41 @@ def classify_test_image(run: Run, index: int) -> tuple[Answer, str]:
     return answer, run.labels[arrays["test_labels"][index]]
 
 
-def read_lines(path: str) -> list[str]:
-    """The texts of a file, one a line; empty lines are skipped.
+def read_lines(path: str) -> dict[int, str]:
+    """The texts of a file by line number; empty lines are skipped.
 
     Raises:
       UserError: there is no such file, or it holds no UTF-8 text.
     """
     text = read_utf8(path, "--input_file takes a file with a text a line")
     # Not splitlines, which also splits at what is white space within a text.
-    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-    if not lines:
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    texts = {number: line for number, line in lines if line.strip()}
+    if not texts:
         raise UserError(f"{path} holds no text: give one a line")
-    return lines
+    return texts
 
 
 def _of_image(run: Run, image: Float[np.ndarray, "28 28"]) -> Answer:
-    shares = predict_probabilities(run.model, run.params, {"inputs": image[None]})
-    return _answer(run, np.asarray(shares)[0], "")
+    rows = predict_probabilities(run.model, run.params, {"inputs": image[None]})
+    return _answer(run, np.asarray(rows)[0], "")
 
 
-def _check_words(texts: Ragged, written: Sequence[str]) -> None:
+def _encoded(run: Run, texts: Sequence[str], written: Sequence[str]) -> Ragged:
+    """The ids of texts, of which the first are what somebody wrote."""
+    assert run.vocabulary is not None
+    for text in written:
+        check_text(text)
+    ragged = reviews.encode_texts(run.vocabulary, texts)
     for i, text in enumerate(written):
-        ids = texts.ids[texts.offsets[i] : texts.offsets[i + 1]]
+        ids = ragged.ids[ragged.offsets[i] : ragged.offsets[i + 1]]
         if not (ids > UNKNOWN).any():
             raise UserError(f"{reprlib.repr(text)} holds no word that the model knows")
+    return ragged
 
 
-def _answer(run: Run, shares: Float[np.ndarray, " classes"], seen: str) -> Answer:
-    best = int(shares.argmax())
-    return Answer(run.labels[best], float(shares[best]), seen)
+def _answer(
+    run: Run, probabilities: Float[np.ndarray, " classes"], seen: str
+) -> Answer:
+    best = int(probabilities.argmax())
+    return Answer(run.labels[best], float(probabilities[best]), seen)

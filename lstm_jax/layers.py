@@ -73,11 +73,12 @@ class Bidirectional(nn.Module):
 
     @nn.compact
     def __call__(
-        self, xs: Float[Array, "B T D"], carry: Any = (None, None), **options: Any
+        self, xs: Float[Array, "B T D"], carry: Any = None, **options: Any
     ) -> tuple[Any, Float[Array, "B T Y"]]:
         """Returns ((forward carry, backward carry), ys); `options` as `Recurrent`."""
         forward = Recurrent(self.cell, False, self.implementation, name="forward")
         backward = Recurrent(self.cell, True, self.implementation, name="backward")
+        carry = (None, None) if carry is None else carry
         forward_carry, forward_ys = forward(xs, carry[0], **options)
         backward_carry, backward_ys = backward(xs, carry[1], **options)
         ys = jnp.concatenate([forward_ys, backward_ys], axis=-1)

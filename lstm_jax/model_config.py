@@ -29,6 +29,8 @@ _EMBEDDING_INITS: dict[str, Callable[..., Any]] = {
     "normal": nn.linear.default_embed_init,
     "uniform": lambda *args: 0.1 * initializers.uniform(1.0)(*args) - 0.05,
 }
+# Fields that only symbols have a use for.
+_EMBEDDING = ("embedding_size", "embedding_init")
 # Fields that the classifier alone reads.
 _CLASSIFIER = (
     *("embedding_init", "embedding_dropout", "input_dropout", "pooling"),
@@ -91,6 +93,8 @@ def make_classifier(
             f"model.head='sigmoid' tells two classes apart and the data has "
             f"{num_classes}: use softmax"
         )
+    if vocab_size is None:
+        refuse_unread("model", model, _EMBEDDING, "inputs that are vectors")
     kernel_init, bias_init = _HEAD_INITS[model.head_init]
     return SequenceClassifier(
         cells=make_cells(model),

@@ -31,7 +31,7 @@ class SequenceClassifier(nn.Module):
 
     Attributes:
       cells: the cell of each recurrent layer. With none the embedded inputs are
-        pooled, and what is past a row's length has to be zero.
+        pooled.
       num_classes: C; 1 for a sigmoid's logit.
       vocab_size: V, where the inputs are symbols; None: they are vectors.
       embedding_size: size of a symbol's vector. None: a symbol is fed as the one
@@ -206,9 +206,9 @@ def _pool(
     if lengths is None:
         lengths = jnp.full(ys.shape[0], ys.shape[1])
     count = jnp.expand_dims(jnp.clip(lengths, 0, ys.shape[1]), -1)
-    if pooling == "mean":  # ys is zero at masked steps
-        return jnp.sum(ys, 1) / jnp.maximum(count, 1).astype(ys.dtype)
     valid = jnp.expand_dims(_valid(ys, lengths), -1)
+    if pooling == "mean":
+        return jnp.sum(ys, 1, where=valid) / jnp.maximum(count, 1).astype(ys.dtype)
     highest = jnp.max(ys, axis=1, where=valid, initial=-jnp.inf)
     return jnp.where(count > 0, highest, 0)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lstm_jax.config import Config
+from lstm_jax.config import Config, base_config
 from lstm_jax.errors import UserError
 
 
@@ -99,11 +99,13 @@ def make_optimizer(
     for field, names in (
         ("momentum", ("rmsprop", "rmsprop_tf1", "sgd")),
         ("weight_decay", ("adamw",)),
+        ("epsilon", ("adam", "adamw", "rmsprop")),
     ):
-        if config[field] and config.name not in names:
+        default = base_config().optimizer[field]
+        if config[field] != default and config.name not in names:
             raise UserError(
                 f"optimizer.{field}={config[field]} is nothing for {config.name}: set "
-                f"it to 0, or optimizer.name to one of {', '.join(names)}"
+                f"it to {default}, or optimizer.name to one of {', '.join(names)}"
             )
     rate = learning_rate(config, num_steps)
     momentum = config.momentum or None

@@ -70,14 +70,16 @@ def test_reviews_are_learnt_and_answered(
     assert result["test_accuracy"] > 0.9
     run = prediction.load(tmp_path / "run")
     texts = ["a superb movie , liked it", "a", "awful waste and boring"]
-    answers = classifying.classify_texts(run, texts)
+    answers = list(classifying.classify_texts(run, texts))
     assert [answers[i].label for i in (0, 2)] == ["positive", "negative"]
     for unknown in ("", "Это ужасно"):
         with pytest.raises(UserError, match=f"'{unknown}' holds no word that the mode"):
-            classifying.classify_texts(run, [texts[0], unknown])
+            list(classifying.classify_texts(run, [texts[0], unknown]))
+        with pytest.raises(UserError, match=f"^line 7: '{unknown}' holds no word"):
+            classifying.check_texts(run, {3: texts[0], 7: unknown})
     # One by one the answers are the same: the padding of a batch is not in them.
     for text, answer in zip(texts, answers, strict=True):
-        alone = classifying.classify_texts(run, [text])[0]
+        alone = next(classifying.classify_texts(run, [text]))
         assert alone.label == answer.label
         assert alone.probability == pytest.approx(answer.probability, rel=1e-5)
     words, pads = ["<START>", "a", "superb", "movie", "liked", "it"], ["<PAD>"] * 24
@@ -127,7 +129,7 @@ def test_labels_of_one_kind(tmp_path: Path) -> None:
 def test_lines_end_where_lines_do(tmp_path: Path) -> None:
     (tmp_path / "texts").write_bytes("a fine\u2028film\r\none\x85two\x0c\n\nb".encode())
     lines = classifying.read_lines(str(tmp_path / "texts"))
-    assert lines == ["a fine\u2028film", "one\x85two\x0c", "b"]
+    assert lines == {1: "a fine\u2028film", 2: "one\x85two\x0c", 4: "b"}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_own_files(tmp_path: Path) -> None:
     assert steps.size_of(task.splits["test"][0]) == 12
     training.fit(config, task, tmp_path / "run")
     run = prediction.load(tmp_path / "run")
-    answers = classifying.classify_texts(run, ["oak", "an apple pear", "Dog!"])
+    answers = list(classifying.classify_texts(run, ["oak", "an apple pear", "Dog!"]))
     assert [a.label for a in answers] == ["tree", "fruit", "animal"]
     assert (tmp_path / "run" / "confusion.png").read_bytes()[1:4] == b"PNG"
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toy_runs import toy_config
 
+from lstm_jax.config import base_config
 from lstm_jax.errors import UserError
 from lstm_jax.model_config import make_classifier, make_language_model, make_tagger
 
@@ -37,7 +38,10 @@ def test_classifier_has_every_field() -> None:
     assert all(cell.noise is None for cell in model.cells)
     # Symbols as the numbers that they are; vectors; a sigmoid's logit.
     assert make_classifier(group(embedding_size=0), 6, 11).embedding_size is None
-    assert make_classifier(group(), 6, None).vocab_size is None
+    size = base_config().model.embedding_size
+    assert make_classifier(group(embedding_size=size), 6, None).vocab_size is None
+    with pytest.raises(UserError, match="embedding_size=3 is nothing for inputs that"):
+        make_classifier(group(), 6, None)
     assert make_classifier(group(head="sigmoid"), 2, 11).num_classes == 1
     assert make_classifier(group(), 2, 11).num_classes == 2
 

@@ -92,10 +92,7 @@ def sgd(w: np.ndarray, gradients: Any, momentum: float = 0.0) -> Iterator[np.nda
         (group("rmsprop", epsilon=1e-3), lambda w, g: rmsprop(w, g, 1e-3, 0.0)),
         (group("rmsprop", momentum=0.8), lambda w, g: rmsprop(w, g, 1e-7, 0.0, 0.8)),
         # TF1's epsilon is fixed: the config's is for the others.
-        (
-            group("rmsprop_tf1", epsilon=1e-3),
-            lambda w, g: rmsprop(w, g, 1e-10, 1.0),
-        ),
+        (group("rmsprop_tf1"), lambda w, g: rmsprop(w, g, 1e-10, 1.0)),
         (
             group("rmsprop_tf1", momentum=0.8),
             lambda w, g: rmsprop(w, g, 1e-10, 1.0, 0.8),
@@ -207,8 +204,12 @@ def test_schedule(fields: Any, table: Any) -> None:
         ({"epsilon": -1.0}, "optimizer.epsilon=-1.0 must be at least 0"),
         ({"momentum": 0.9}, "optimizer.momentum=0.9 is nothing for adam: set it to 0"),
         (
+            {"name": "sgd", "epsilon": 0.1},
+            "optimizer.epsilon=0.1 is nothing for sgd: set it to 1e-07, or .* rmsprop$",
+        ),
+        (
             {"name": "sgd", "weight_decay": 0.1},
-            "optimizer.weight_decay=0.1 is nothing for sgd: set it to 0, or .* adamw$",
+            "optimizer.weight_decay=0.1 is nothing for sgd: set it to 0.0, or .* adamw$",
         ),
         ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be at least 0 and less"),
         ({"warmup_steps": 10}, "warmup_steps=10 must .* number of steps, 10$"),

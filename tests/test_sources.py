@@ -197,7 +197,8 @@ def test_tensorflow_is_asked_for_before_a_download(
     monkeypatch.setattr(requests, "head", refuse)
     assert error_of("mnist", "train", tmp_path) == (
         f"mnist is not prepared in {tmp_path}, and TFDS prepares it with TensorFlow: "
-        f"run pip install 'lstm_jax[prepare]', or {ELSEWHERE} a folder that holds it"
+        f"run pip install -e '.[prepare]' in the checkout, or {ELSEWHERE} a folder "
+        "that holds it"
     )
     assert not any(tmp_path.iterdir())
     # With it, the next thing that is missing is the network.

@@ -197,11 +197,25 @@ def test_hold_out_splits_every_class(size: int, share: float) -> None:
     assert sorted([*train, *held_out]) == list(range(size))
     assert (np.diff(train) > 0).all()
     assert (np.diff(held_out) > 0).all()
-    assert len(held_out) == min(max(round(size * share), 1), size - 1)
+    count = min(max(round(size * share), 1), size - 1)
     whole = Counter(labels)
     part = Counter(labels[i] for i in held_out)
-    for label, count in whole.items():
-        assert abs(part[label] - count * len(held_out) / size) < 1
+    for label in whole:
+        assert part[label] < whole[label]
+        # One row stays to train on, whatever the share.
+        kept = min(whole[label] * count / size, whole[label] - 1)
+        assert abs(part[label] - kept) < 1
+
+
+def test_hold_out_favours_no_class() -> None:
+    labels = ["a"] * 60 + ["b"] * 35 + ["c"] * 5
+    drawn = [Counter(labels[i] for i in hold_out(labels, 0.1, s)[1]) for s in range(9)]
+    assert all(6 <= d["a"] <= 6 and 3 <= d["b"] <= 4 and d["c"] <= 1 for d in drawn)
+    # The last class of one row is always trained on, and so is the first.
+    for single in ("a", "z"):
+        labels = ["b"] * 12 + [single]
+        for seed in range(20):
+            assert 12 in hold_out(labels, 0.2, seed)[0]
 
 
 def test_hold_out_is_a_function_of_its_seed() -> None:

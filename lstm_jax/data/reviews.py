@@ -99,7 +99,7 @@ def recount_vocabulary(
     Returns:
       Their vocabulary, and the new number of each old one.
     """
-    words = np.array(_entries(tokenizer))
+    words = np.array(_entries(tokenizer), dtype=object)  # each as long as it is
     counts = np.bincount(texts.ids, minlength=len(words))
     known = np.arange(len(SPECIALS), len(words))
     known = known[counts[known] > 0]

@@ -116,8 +116,8 @@ def _prepare(builder: Any) -> None:
     # Asked first: TFDS would find out after the download.
     if _has_images(builder) and importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{missing}, and TFDS prepares it with TensorFlow: run pip install "
-            f"'lstm_jax[prepare]', or {_ELSEWHERE} a folder that holds it"
+            f"{missing}, and TFDS prepares it with TensorFlow: run pip install -e "
+            f"'.[prepare]' in the checkout, or {_ELSEWHERE} a folder that holds it"
         )
     try:
         _check_network(builder)

@@ -57,10 +57,16 @@ def read_streams(data: Config) -> Streams:
             f"data.path={data.path!r} is unknown: choose tfds:imdb_reviews or a text"
         )
     else:
+        if data.limit:
+            raise UserError(
+                f"data.limit={data.limit} is nothing for a text of your own: leave it "
+                "at 0"
+            )
         text = read_text(data.path)
         cut = round(len(text) * (1 - HELD_OUT))
-        if data.level == "word":  # not inside of one
-            cut += len(_SPACE.split(text[cut:], maxsplit=1)[0])
+        space = _SPACE.search(text, cut)
+        if data.level == "word" and space is not None:  # not inside of one
+            cut = space.start()
         pattern, lowercase = _rule(data.level, lowercase=False)
         parts = text[:cut], text[cut:]
         vocabulary = reviews.train_vocabulary(
@@ -164,8 +170,9 @@ def rows(
     size = len(stream) - 1
     if size < batch_size:
         raise UserError(
-            f"a text of {len(stream)} symbols is too short for {batch_size} rows: give "
-            "a longer one, or a smaller batch_size"
+            f"{len(stream)} symbols, in the text or in the last twentieth of it, which "
+            f"is held out, are too few for {batch_size} rows: give a longer text, a "
+            "smaller batch_size, or data.level=char"
         )
     # Rows as even as can be: their lengths differ by one at most.
     bounds = np.arange(batch_size + 1) * size // batch_size

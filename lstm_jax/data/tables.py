@@ -38,8 +38,7 @@ def read_labelled(
     be empty, a label not.
 
     Raises:
-      UserError: the file cannot be read, is malformed (the message names the line), or
-        holds fewer than two classes.
+      UserError: the file cannot be read or is malformed; the message names the line.
     """
     readers: dict[str, Callable[[str, str, str, str], Rows]] = {
         ".csv": _delimited_rows,
@@ -88,7 +87,8 @@ def hold_out(
     """Rows to train on and rows held out, each in ascending order.
 
     Of every class, `share` of the rows is held out, to within one row; at least one
-    row is on either side. The same labels, share and seed give the same rows.
+    row is on either side, and one of every class is trained on. The same labels, share
+    and seed give the same rows.
 
     Raises:
       UserError: a share not between 0 and 1, or fewer than two rows.
@@ -102,8 +102,13 @@ def hold_out(
     shuffled = np.random.default_rng(seed).permutation(size)
     _, classes = np.unique(np.asarray(labels), return_inverse=True)
     grouped = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    # `count` of them at even distances, hence from each class in proportion.
-    held_out = np.diff(np.arange(size + 1) * count // size) == 1
+    # `count` of them at even distances, hence from each class in proportion; half a
+    # distance from either end, or the last class would always give one more.
+    held_out = np.diff((np.arange(size + 1) * count + size // 2) // size) == 1
+    for name in np.unique(classes):
+        rows = np.flatnonzero(classes[grouped] == name)
+        if held_out[rows].all():
+            held_out[rows[0]] = False
     return np.sort(grouped[~held_out]), np.sort(grouped[held_out])
 
 

@@ -61,6 +61,7 @@ def classification(
     }
     for name, split in {"train": train, **others}.items():
         _check_split(name, split, len(train), max(model.num_classes, 2))
+        _check_symbols(name, split[0], model.vocab_size)
 
     def loss(
         params: Params,
@@ -209,6 +210,18 @@ def _check_split(name: str, split: Split, arrays: int, classes: int) -> None:
         raise ValueError(
             f"{name}: lengths from {lengths[0].min()} to {lengths[0].max()}, where "
             f"the sequences have {inputs.shape[1]} steps"
+        )
+
+
+def _check_symbols(name: str, inputs: np.ndarray, vocab_size: int | None) -> None:
+    if vocab_size is None:
+        return
+    if not np.issubdtype(inputs.dtype, np.integer):
+        raise ValueError(f"{name}: symbols are {inputs.dtype}, not integers")
+    if inputs.size and not 0 <= inputs.min() <= inputs.max() < vocab_size:
+        raise ValueError(
+            f"{name}: symbols from {inputs.min()} to {inputs.max()}, where the model "
+            f"knows {vocab_size}, 0 to {vocab_size - 1}"
         )
 
 
