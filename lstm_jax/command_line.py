@@ -1,6 +1,7 @@
 """From the command line to a function, with errors that fit one line."""
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -86,8 +87,11 @@ def run(main: Callable[[], None]) -> None:
         except flags.IllegalFlagValueError as error:
             _stop(f"{error}: does the file's get_config return a config?")
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            print("interrupted: the same command goes on", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            # Not sys.exit: XLA may be compiling in another thread, and crashes where
+            # the interpreter is taken down under it.
+            os._exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=parse)
 

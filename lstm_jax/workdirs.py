@@ -79,8 +79,8 @@ def read_config(workdir: str | Path) -> Config:
         fields = json.loads(path.read_text())
     except OSError:
         raise UserError(
-            f"no run in {workdir} (no {CONFIG_FILE}): train one with "
-            f"python train.py --workdir={workdir}"
+            f"no run in {workdir} (no {CONFIG_FILE}): train it first, by train.py with "
+            f"--workdir={workdir} and the --config that it is to have"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: {mend}") from None
@@ -116,8 +116,8 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
         step = checkpoints.latest_step(manager) if step is None else step
     if step is None:
         raise UserError(
-            f"no checkpoint in {workdir} yet: train first, with "
-            f"python train.py --workdir={workdir}"
+            f"no checkpoint in {workdir} yet: give train.py the command that began it "
+            "once more"
         )
     return step
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from toy_runs import toy_config
 
 from lstm_jax import classifying, prediction, steps, training
+from lstm_jax.config import base_config
 from lstm_jax.data.reviews import decode, train_vocabulary
 from lstm_jax.errors import UserError
 from lstm_jax.tasks import make_task
@@ -218,6 +219,7 @@ def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
     config.batch_size = 25
     config.data.path = "tfds:mnist"
     config.data.tfds_dir = str(tmp_path / "tfds")
+    config.model = base_config().model
     config.model.cell = "gru"
     config.model.hidden_size = 8
     config.optimizer.learning_rate = 0.05

@@ -209,7 +209,7 @@ def test_schedule(fields: Any, table: Any) -> None:
         ),
         (
             {"name": "sgd", "weight_decay": 0.1},
-            "optimizer.weight_decay=0.1 is nothing for sgd: set it to 0.0, or .* adamw$",
+            "weight_decay=0.1 is nothing for sgd: set it to 0.0, or .* adamw$",
         ),
         ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be at least 0 and less"),
         ({"warmup_steps": 10}, "warmup_steps=10 must .* number of steps, 10$"),

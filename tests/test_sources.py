@@ -18,7 +18,7 @@ from lstm_jax.data.sources import open_source, read_examples, read_texts
 from lstm_jax.errors import UserError
 
 SHARD = "imdb_reviews-train.array_record-00000-of-00001"
-ELSEWHERE = "set TFDS_DATA_DIR or --config.data.tfds_dir to"
+ELSEWHERE = "set TFDS_DATA_DIR (or data.tfds_dir of the config) to"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from lstm_jax.errors import UserError
 
-_ELSEWHERE = "set TFDS_DATA_DIR or --config.data.tfds_dir to"
+_ELSEWHERE = "set TFDS_DATA_DIR (or data.tfds_dir of the config) to"
 
 
 @runtime_checkable
