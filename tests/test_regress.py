@@ -16,7 +16,7 @@ from PIL import Image
 from toy_runs import toy_config
 
 from lstm_jax import pictures, steps
-from lstm_jax.config import Config
+from lstm_jax.config import Config, base_config
 from lstm_jax.data.fingerprint import fingerprint
 from lstm_jax.data.series import split_series
 from lstm_jax.errors import UserError
@@ -47,6 +47,7 @@ def config(tmp_path: Path, numbers: np.ndarray) -> Config:
             "data.path": str(path),
             "data.window": WINDOW,
             "data.horizon": HORIZON,
+            "model.embedding_size": base_config().model.embedding_size,
         }
     )
 

@@ -175,8 +175,7 @@ def test_half_prepared_folder(
     assert "is damaged or half prepared (" in message
     assert reason in message
     assert message.endswith(
-        "): delete it, and TFDS will prepare it anew, or set TFDS_DATA_DIR or "
-        "--config.data.tfds_dir to another folder"
+        f"): delete it, and TFDS will prepare it anew, or {ELSEWHERE} another folder"
     )
 
 
