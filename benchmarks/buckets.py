@@ -18,7 +18,7 @@ import numpy as np
 RUN = """
 import atexit, resource, runpy, sys
 usage = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-atexit.register(lambda: print(f"\\\\n{usage()}"))
+atexit.register(lambda: print(f"\\n{usage()}"))
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
