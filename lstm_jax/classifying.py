@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from lstm_jax import devices
 from lstm_jax.continuation import check_text
 from lstm_jax.data import reviews
 from lstm_jax.data.files import read_utf8
@@ -20,7 +22,7 @@ from lstm_jax.tasks.classification import predict_probabilities
 from lstm_jax.tasks.classify_images import read_mnist, scaled
 from lstm_jax.tasks.classify_text import encoded
 
-_BATCH = 64  # of texts, so that a long file needs little memory
+BATCH = 64  # of texts, so that a long file needs little memory
 
 
 class Answer(NamedTuple):
@@ -61,13 +63,15 @@ def classify_texts(run: Run, texts: Sequence[str]) -> Iterator[Answer]:
       UserError: a text is not UTF-8, or holds no word that the model knows.
     """
     assert run.vocabulary is not None
-    for start in range(0, len(texts), _BATCH):
-        part = list(texts[start : start + _BATCH])
+    mesh = devices.make_mesh(0, BATCH)
+    for start in range(0, len(texts), BATCH):
+        part = list(texts[start : start + BATCH])
         # Batches of one size compile once.
-        padded = part + [""] * ((_BATCH if len(texts) > 1 else 1) - len(part))
+        padded = part + [""] * ((BATCH if len(texts) > 1 else 1) - len(part))
         ragged = _encoded(run, padded, part)
         examples = encoded(run.config, ragged, run.vocabulary.get_vocab_size())
-        rows = np.asarray(predict_probabilities(run.model, run.params, examples))
+        with jax.set_mesh(mesh):
+            rows = np.asarray(predict_probabilities(run.model, run.params, examples))
         for ids, row in zip(examples["inputs"][: len(part)], rows, strict=False):
             yield _answer(run, row, reviews.decode(run.vocabulary, ids))
 

@@ -11,6 +11,9 @@ from lstm_jax.errors import UserError
 Config: TypeAlias = Any
 
 
+_MOST_DEVICES = 256  # jax makes no thousands of one processor
+
+
 def base_config() -> Config:
     """A config with every field there is; an experiment's file changes some.
 
@@ -75,6 +78,11 @@ def base_config() -> Config:
     config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop; 1e-7 as in Keras
     config.optimizer.ema = 0.0  # decay of an average of the parameters; 0: none
 
+    config.devices = ConfigDict()
+    # Devices, or on a processor cores, over which a batch is divided. 0: as many as
+    # divide it evenly and leave each 16 rows.
+    config.devices.count = 0
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps; also saved at the end, and of each epoch
     config.checkpoint.keep = 2  # the last ones
@@ -134,6 +142,12 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"patience={config.patience} counts evaluations without a new best: name "
             "its metric in checkpoint.best"
+        )
+    count = config.devices.count
+    if not 0 <= count <= _MOST_DEVICES or config.batch_size % (count or 1):
+        raise UserError(
+            f"devices.count={count} must divide batch_size={config.batch_size} and be "
+            f"at most {_MOST_DEVICES} (0: as many as do)"
         )
     if not 0 <= config.optimizer.ema < 1:
         raise UserError(f"optimizer.ema={config.optimizer.ema} must be in [0, 1)")

@@ -4,6 +4,7 @@ A batch is a pure function of the seed and the step: its bucket and its place th
 follow from the epoch's schedule, its examples from the epoch's order of that bucket.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
+from lstm_jax.sharding import replicate, split_rows
 from lstm_jax.tasks.task import Examples, Sums, Task, size_of
 
 # Batches of one bucket that follow each other. They are one dispatch, and a dispatch
@@ -173,11 +175,11 @@ def train_step(
         average = optax.incremental_update(params, average, 1 - decay)
     return TrainState(
         step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        sums=jax.tree.map(jnp.add, state.sums, sums),
-        average=average,
-        carry=carry,
+        params=replicate(params),
+        opt_state=replicate(opt_state),
+        sums=replicate(jax.tree.map(jnp.add, state.sums, sums)),
+        average=replicate(average),
+        carry=split_rows(carry),
     )
 
 
@@ -227,7 +229,7 @@ def take_batch(
     places = number * batch_size + jnp.arange(batch_size)
     chosen = order[jnp.minimum(places, order.shape[0] - 1)]
     weight = (places < order.shape[0]).astype(jnp.float32)
-    return jax.tree.map(lambda a: a[chosen], examples), weight
+    return split_rows((jax.tree.map(lambda a: a[chosen], examples), weight))
 
 
 def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:
@@ -269,4 +271,4 @@ def next_example(
 
 def total(sums: list[Sums]) -> Sums:
     """The sum over buckets."""
-    return jax.tree.map(lambda *parts: sum(parts), *sums)
+    return jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *sums)

@@ -17,7 +17,14 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
 # What may differ when a run goes on: it changes no update. The data may have moved: a
 # hash among the task's files tells whether it is the same.
-FREE = ("report.", "checkpoint.", "data.tfds_dir", "data.path", "data.test_path")
+FREE = (
+    "report.",
+    "checkpoint.",
+    "devices.",
+    "data.tfds_dir",
+    "data.path",
+    "data.test_path",
+)
 
 
 def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
@@ -103,6 +110,16 @@ def read_config(workdir: str | Path) -> Config:
             {name: tuple(value) if isinstance(default, tuple) else value}
         )
     return config
+
+
+def stored_count(workdir: str | Path) -> int:
+    """The number of devices that a run was on, with which it goes on to the bit.
+
+    0 where there is no run yet; 1 of a run that stored none.
+    """
+    if not (Path(workdir) / CONFIG_FILE).exists():
+        return 0
+    return read_config(workdir).devices.count or 1
 
 
 def answering_step(workdir: str | Path, best: str | None) -> int:

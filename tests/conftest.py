@@ -8,7 +8,9 @@ from typing import Any
 
 # Before jax is imported; subprocesses inherit it. Most of a test's time is compilation
 # of a program that runs for milliseconds. `XLA_FLAGS= pytest` compiles as users do.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No program from the cache of whoever runs the tests.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
@@ -21,6 +23,9 @@ import jaxtyping
 import pytest
 from command_runs import Finished, Trained, caller, train_tiny
 from jax.experimental.compilation_cache import compilation_cache
+
+# Only tests that set a mesh use more than the first.
+jax.config.update("jax_num_cpu_devices", 4)
 
 # Checks the shape and type annotations of the package at run time; before its import.
 jaxtyping.install_import_hook("lstm_jax", "beartype.beartype")

@@ -15,6 +15,7 @@ from lstm_jax.data.buckets import split_buckets
 from lstm_jax.data.fingerprint import fingerprint
 from lstm_jax.models import SequenceClassifier, SequenceTagger
 from lstm_jax.pictures import draw_confusion
+from lstm_jax.sharding import split_rows
 from lstm_jax.summary import summarize
 from lstm_jax.tasks.task import Buckets, Examples, Sums, Task, size_of
 
@@ -147,7 +148,7 @@ def predict_probabilities(
     model: SequenceClassifier, params: Params, examples: Examples
 ) -> Float[Array, "B classes"]:
     """Probabilities of the classes of a batch, compiled once a model and shape."""
-    return class_probabilities(class_logits(model, params, examples))
+    return class_probabilities(class_logits(model, params, split_rows(examples)))
 
 
 def predict_classes(

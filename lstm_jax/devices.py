@@ -1,0 +1,99 @@
+"""Which devices a run uses: the batch is divided over them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from lstm_jax.errors import UserError
+from lstm_jax.sharding import ROWS
+
+# Fewer rows leave a core's vector units idle in a step's product.
+LEAST_ROWS = 16
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def allowed_cpus(cgroup: Path = _CGROUP) -> int:
+    """CPUs that this process may use: its affinity and its cgroup's share of time."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return count if quota is None else max(1, min(count, int(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """CPUs' time a second that the cgroup, of version 2 or 1, has; None: all."""
+    try:
+        try:
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        except FileNotFoundError:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroups, or "max"
+        return None
+
+
+def automatic_count(batch_size: int, available: int) -> int:
+    """The most devices that divide a batch evenly and have `LEAST_ROWS` each, or 1."""
+    counts = range(1, min(available, batch_size // LEAST_ROWS) + 1)
+    return max((n for n in counts if batch_size % n == 0), default=1)
+
+
+def use_cpus(count: int, batch_size: int) -> None:
+    """Makes the processor that many devices, 0: as many as `automatic_count` takes.
+
+    To be called before jax computes.
+
+    What a user has set (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    untouched = "xla_force_host_platform_device_count" not in flags
+    config: Any = jax.config  # whose options have no types
+    if config.jax_num_cpu_devices < 1 and untouched:
+        count = count or automatic_count(batch_size, allowed_cpus())
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(count: int, batch_size: int, stored: int = 0) -> Mesh:
+    """The devices of a run; its batch is divided over them.
+
+    Args:
+      count: of devices; 0: as many as the run was on before, or else as many as there
+        are and `automatic_count` takes.
+      batch_size: rows of a batch.
+      stored: the devices that the run was on before; 0: it begins. Where there are not
+        so many now, a line on stderr says so.
+
+    Raises:
+      UserError: there are not so many, or they do not divide the batch.
+    """
+    devices = jax.devices()
+    if count < 0 or batch_size % (count or 1):
+        raise UserError(
+            f"devices.count={count} must divide batch_size={batch_size} (0: as many "
+            "as do)"
+        )
+    if count > len(devices):
+        raise UserError(
+            f"devices.count={count} and there are {len(devices)}: ask for fewer, or "
+            "0 for as many as there are"
+        )
+    if not count and stored:
+        count = stored if stored <= len(devices) and batch_size % stored == 0 else 0
+        if not count:
+            print(
+                f"this run was on {stored} devices and goes on with others: the same "
+                "up to rounding",
+                file=sys.stderr,
+            )
+    count = count or automatic_count(batch_size, len(devices))
+    return jax.make_mesh(
+        (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
+    )

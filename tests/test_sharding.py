@@ -1,0 +1,164 @@
+"""Rows on several devices give what they give on one, and no loop over time waits."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from example_cells import (
+    BUILT_IN,
+    INVENTED,
+    noise_key,
+    random_carry,
+    random_params,
+    random_xs,
+)
+from reference import assert_close, outputs_and_gradients
+from toy_runs import ragged_task, rows_of, saved_state, toy_config, toy_task
+
+import lstm_jax as lj
+from lstm_jax import devices, sharding, steps, training
+
+CELLS = BUILT_IN | INVENTED
+BATCH, TIME = 4, 26  # two chunks
+
+
+def on(count: int) -> Any:
+    """A context with that many devices."""
+    return jax.set_mesh(devices.make_mesh(count, BATCH))
+
+
+@pytest.mark.usefixtures("strict", "x64")
+@pytest.mark.parametrize("implementation", ["auto", "autodiff"])
+@pytest.mark.parametrize("name", CELLS)
+def test_devices_equal_one(name: str, implementation: str) -> None:
+    cell = CELLS[name]
+    params = random_params(cell)
+    rng = np.random.default_rng(0)
+
+    def run(count: int) -> Any:
+        with on(count):
+            return outputs_and_gradients(
+                cell,
+                params,
+                random_xs(BATCH, TIME),
+                random_carry(cell, params, BATCH),
+                mask=jnp.asarray(rng.random((BATCH, TIME)) < 0.7),
+                resets=jnp.asarray(rng.random((BATCH, TIME)) < 0.2),
+                key=noise_key(0),
+                return_carries=True,
+                implementation=implementation,
+            )
+
+    rng = np.random.default_rng(0)
+    one = run(1)
+    for count in (2, 4):
+        rng = np.random.default_rng(0)
+        assert_close(run(count), one)
+
+
+@pytest.mark.usefixtures("strict", "x64")
+def test_second_derivatives_on_devices() -> None:
+    cell = lj.lstm(3)
+    params, xs = random_params(cell), random_xs(BATCH, 5)
+
+    def penalty(params: Any, xs: Any) -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            return jnp.sum(jnp.square(lj.unroll(cell, params, xs)[1]))
+
+        gradients = jax.grad(loss, argnums=(0, 1))(params, xs)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients))
+
+    with on(1):
+        one = jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs)
+    with on(2):
+        assert_close(jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs), one)
+
+
+def test_rows_that_do_not_divide_stay_together() -> None:
+    cell = lj.lstm(3)
+    params, xs = random_params(cell), random_xs(3, 5)
+    with on(2):
+        assert not sharding.divides(3)
+        two = lj.unroll(cell, params, xs)
+    np.testing.assert_array_equal(two[1], lj.unroll(cell, params, xs)[1])
+
+
+def collectives_in_loops(program: str) -> list[str]:
+    """Collective operations of a compiled program that a while loop runs."""
+    bodies = {}
+    for match in re.finditer(
+        r"^(?:ENTRY )?%([\w.-]+) .*?\{\n(.*?)^\}", program, re.M | re.S
+    ):
+        bodies[match[1]] = match[2]
+    calls = {
+        name: set(re.findall(r"%([\w.-]+)", body)) & bodies.keys()
+        for name, body in bodies.items()
+    }
+    looped = {
+        name
+        for body in bodies.values()
+        for line in re.findall(r"^.* while\(.*$", body, re.M)
+        for name in re.findall(r"(?:body|condition)=%([\w.-]+)", line)
+    }
+    while more := {called for name in looped for called in calls[name]} - looped:
+        looped |= more
+    kinds = r" (?:all-|reduce-scatter|collective-)[\w-]*\("
+    return [
+        line
+        for name in looped
+        for line in bodies[name].splitlines()
+        if re.search(kinds, line)
+    ]
+
+
+@pytest.mark.usefixtures("fast_runs")
+def test_training_on_devices_equals_one(tmp_path: Path) -> None:
+    """With dropout, and a last batch that is padded."""
+    task = ragged_task(2, cells=(lj.lstm(3),), dropout=0.5, embedding_dropout=0.5)
+    assert any(len(bucket["labels"]) % BATCH for bucket in task.examples)
+    states, rows = [], []
+    for count in (1, 2, 4):
+        workdir = tmp_path / str(count)
+        config = toy_config(batch_size=BATCH, **{"devices.count": count})
+        training.fit(config, task, workdir)
+        states.append(saved_state(workdir, config, task))
+        rows.append(rows_of(workdir))
+    for state, logged in zip(states[1:], rows[1:], strict=True):
+        assert_close(state.params, states[0].params, 1e-5)
+        for row, expected in zip(logged, rows[0], strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert row["accuracy"] == expected["accuracy"]
+
+
+def test_no_loop_over_time_waits_for_other_devices() -> None:
+    task = toy_task(cells=(lj.lstm(3),), dropout=0.5)
+    keys = steps.make_keys(0)
+    stepping = steps.Stepping(task, optax.adam(1e-3), BATCH)
+
+    def update(state: Any, examples: Any, numbers: Any) -> Any:
+        batch, weight = steps.take_batch(examples, numbers, jnp.int32(0), BATCH)
+        return steps.train_step(stepping, keys, state, batch, weight)
+
+    with on(2):
+        state, numbers = steps.init_state(stepping, keys), jnp.arange(BATCH)
+        lowered = jax.jit(update).lower(state, task.examples[0], numbers)
+        program = lowered.compile().as_text()
+    assert " while(" in program
+    assert " all-reduce(" in program
+    assert collectives_in_loops(program) == []
+
+
+def test_a_collective_in_a_loop_is_found() -> None:
+    def looped(xs: Any) -> Any:
+        return jax.lax.fori_loop(0, xs.shape[1], lambda _, s: s + sharding.total(s), xs)
+
+    with on(2):
+        specs = sharding.Rows().first
+        run = jax.jit(sharding.on_each_device(looped, specs, specs))
+        program = run.lower(jnp.ones((4, 9))).compile().as_text()
+    assert len(collectives_in_loops(program)) == 1
