@@ -8,7 +8,7 @@ path of `lstm_jax.unroll` needs to run the cell fast, forward and backward.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +57,14 @@ class Fused(NamedTuple):
       recurrent: `recurrent(params, h, noise) -> zh`, linear in h [B, H], noise None
         or a `Noise` of one step; None stands for h @ recurrent_kernel.
       dtype: type of the operands of the products; None: the parameters' type.
+      lstm_gates: `gates` itself, if it is the LSTM with tanh and sigmoid, which cuDNN
+        has; so a cell made from this one with other gates is not taken for it.
     """
 
     gates: Callable[..., tuple[Any, PyTree]]
     recurrent: Callable[[Params, Array, Noise | None], Array] | None
     dtype: DTypeLike | None
+    lstm_gates: Callable[..., tuple[Any, PyTree]] | None = None
 
 
 class Cell(NamedTuple):
@@ -320,9 +323,13 @@ def lstm(
         bias = bias_init(key, shape)
         return bias.at[hidden_size : 2 * hidden_size].set(forget_bias)
 
-    return gated(
+    cell = gated(
         hidden_size, 4, gates, LSTMCarry, bias_init=forget_bias_init, **options
     )
+    fused = cast(Fused, cell.fused)
+    if activation is jnp.tanh and gate_activation is jax.nn.sigmoid:
+        fused = fused._replace(lstm_gates=fused.gates)
+    return cell._replace(fused=fused)
 
 
 def gru(

@@ -22,6 +22,7 @@ from jax import lax
 from jax.dtypes import float0
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
+from lstm_jax import sharding
 from lstm_jax.cells import (
     Fused,
     Noise,
@@ -31,10 +32,7 @@ from lstm_jax.cells import (
     recurrent_product,
 )
 from lstm_jax.gate_tracing import trace_gates
-
-# Steps whose weight gradient is one product: enough for a product at full speed,
-# few enough for the chunk to stay in the cache.
-CHUNK = 20
+from lstm_jax.schedule import Schedule
 
 
 class Inputs(NamedTuple):
@@ -63,6 +61,7 @@ def fused_unroll(
     *,
     reverse: bool,
     return_carries: bool,
+    schedule: Schedule,
 ) -> tuple[Any, PyTree]:
     """Runs a gated cell over time.
 
@@ -72,9 +71,10 @@ def fused_unroll(
       inputs: what each step reads.
       carry: state before the first step.
       initial: the state that a reset goes back to.
-      noise: None, or the cell's noise; its `step` is in `inputs`.
+      noise: None, or the cell's noise without `step`, which is in `inputs`.
       reverse: run from the last step to the first.
       return_carries: also return the carry after each step.
+      schedule: how the two loops are laid out; it changes no result.
 
     Returns:
       The carry after the last step, and (ys, carries), leaves [T, B, ...]; carries
@@ -89,27 +89,19 @@ def fused_unroll(
     def at_step(noise: Noise | None, per_step: PyTree) -> Noise | None:
         return None if noise is None else noise._replace(step=per_step)
 
-    def products(
-        params: Params, x: Array, h: Array, noise: Noise | None
+    def input_product(params: Params, x: Array) -> Array:
+        bias = jnp.expand_dims(params["bias"], tuple(range(x.ndim - 1)))
+        return product(x, params["kernel"], fused.dtype) + bias
+
+    def gates_input(
+        params: Params, zx: Array, h: Array, noise: Noise | None
     ) -> tuple[Array, ...]:
-        """The gates' input: (zx + zh,) where they use no more, else (zx, zh)."""
-        zx = product(x, params["kernel"], fused.dtype)
-        zx = zx + jnp.expand_dims(params["bias"], 0)
+        """(zx + zh,) where the gates use no more, else (zx, zh)."""
         zh = recurrent_product(fused, params, h, noise)
         return (zx + zh,) if additive else (zx, zh)
 
-    def row(
-        extras: Params, carry: Any, z: tuple[Array, ...], valid: Any, noise: Any
-    ) -> tuple[Any, PyTree]:
-        """The gates of one row, and what a masked step does."""
-        zx, zh = (*z, jnp.zeros_like(z[0])) if additive else z
-        new, y = fused.gates(extras, carry, zx, zh, noise)
-        if valid is not None:
-            new = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry)
-            y = jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y)
-        return new, (y, new if return_carries else ())
-
     noise_axes = None if noise is None else Noise(None, 0, 0)
+    row = row_of(fused, additive=additive, return_carries=return_carries)
     rows = jax.vmap(row, in_axes=(None, 0, 0, 0, noise_axes))
 
     def forward(
@@ -119,11 +111,17 @@ def fused_unroll(
             drawn = at_step(noise, now.noise)
             if now.reset is not None:
                 carry = where_rows(now.reset, initial, carry)
-            z = products(params, masked(now).x, carry.h, drawn)
+            zx = now.x if schedule.hoist else input_product(params, masked(now).x)
+            z = gates_input(params, zx, carry.h, drawn)
             new, out = rows(extras_of(params), carry, z, now.valid, drawn)
             return new, (out, (carry, z))
 
-        carry, (outs, saved) = lax.scan(step, carry, inputs, reverse=reverse)
+        read = inputs
+        if schedule.hoist:
+            read = inputs._replace(x=input_product(params, masked(inputs).x))
+        carry, (outs, saved) = lax.scan(
+            step, carry, read, reverse=reverse, unroll=schedule.unroll
+        )
         return (carry, outs), (params, inputs, noise, saved)
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -154,7 +152,7 @@ def fused_unroll(
 
         def pull_recurrent(dzh: Array, h: Array, noise: Noise | None) -> Array:
             if fused.recurrent is None:
-                return _transposed_product(dzh, params["recurrent_kernel"], fused.dtype)
+                return transposed_product(dzh, params["recurrent_kernel"], fused.dtype)
             _, pull = jax.vjp(lambda h: recurrent_product(fused, params, h, noise), h)
             return pull(dzh)[0]
 
@@ -167,11 +165,12 @@ def fused_unroll(
                 rest,
                 (inputs._replace(x=None), (carries, z), douts),
                 reverse=not reverse,
+                unroll=schedule.unroll,
             )
-            dxs = _transposed_product(dzs[0], params["kernel"], fused.dtype)
+            dxs = transposed_product(dzs[0], params["kernel"], fused.dtype)
             inputs, xs = inputs._replace(x=dxs.astype(inputs.x.dtype)), inputs.x
             drawn = at_step(noise, inputs.noise)
-            part = _weight_gradient(fused, params, xs, carries.h, dzs, drawn)
+            part = weight_gradient(fused, params, xs, carries.h, dzs, drawn)
             gradient = gradient | _add({k: gradient[k] for k in part}, part)
             return (rest, gradient), masked(inputs).x
 
@@ -180,11 +179,18 @@ def fused_unroll(
         dextras, gradient = jax.tree.map(_zero_cotangent, (extras_of(params), params))
         totals = ((dcarry, dinitial, dextras), gradient)
         totals, dxs = _scan_chunks(
-            chunk, totals, (inputs, saved, douts), reverse=not reverse
+            chunk,
+            totals,
+            (inputs, saved, douts),
+            reverse=not reverse,
+            length=schedule.chunk,
         )
         (dcarry, dinitial, dextras), gradient = totals
         gradient = gradient | _add({k: gradient[k] for k in dextras}, dextras)
         return gradient, Inputs(dxs, None, None, None), dcarry, dinitial, None
+
+    if sharding.divides(inputs.x.shape[1]):
+        forward, backward = on_each_device(noise, forward, backward)
 
     # All that may be traced is an argument, nothing a closure.
     @jax.custom_vjp
@@ -194,10 +200,49 @@ def fused_unroll(
         return forward(params, inputs, carry, initial, noise)[0]
 
     run.defvjp(forward, backward)
-    return run(params, inputs, carry, initial, at_step(noise, ()))
+    return run(params, inputs, carry, initial, noise)
 
 
-def _transposed_product(
+def row_of(fused: Fused, *, additive: bool, return_carries: bool) -> Callable[..., Any]:
+    """The gates of one row, and what a masked step does."""
+
+    def row(
+        extras: Params, carry: Any, z: tuple[Array, ...], valid: Any, noise: Any
+    ) -> tuple[Any, PyTree]:
+        zx, zh = (*z, jnp.zeros_like(z[0])) if additive else z
+        new, y = fused.gates(extras, carry, zx, zh, noise)
+        if valid is not None:
+            new = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry)
+            y = jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y)
+        return new, (y, new if return_carries else ())
+
+    return row
+
+
+def on_each_device(
+    noise: Noise | None, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Both passes on each device's rows, weight gradients summed after the loop."""
+    none, first, second = sharding.Rows()
+    drawn = None if noise is None else Noise(none, first, second)
+    outs = (first, second)
+    residuals = (none, second, drawn, second)
+
+    def summed(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+        gradient, *rest = backward(residuals, cotangents)
+        return _cotangents(sharding.total, gradient), *rest
+
+    return (
+        sharding.on_each_device(
+            forward, (none, second, first, first, drawn), (outs, residuals)
+        ),
+        sharding.on_each_device(
+            summed, (residuals, outs), (none, second, first, first, None)
+        ),
+    )
+
+
+def transposed_product(
     dz: Float[Array, "*batch G_H"],
     kernel: Float[Array, "features G_H"],
     dtype: DTypeLike | None,
@@ -213,7 +258,7 @@ def _transposed_product(
     )
 
 
-def _weight_gradient(
+def weight_gradient(
     fused: Fused,
     params: Params,
     xs: Float[Array, "K B D"],
@@ -290,11 +335,13 @@ def _scan_chunks(
     over_time: Any,
     *,
     reverse: bool,
+    length: int,
 ) -> tuple[Any, Array]:
-    """`lax.scan` over chunks of steps; the last chunk in time may be shorter."""
+    """`lax.scan` over chunks of `length` steps or a few less; the last may be short."""
     time = jax.tree.leaves(over_time)[0].shape[0]
-    size = next((k for k in range(CHUNK, CHUNK // 2, -1) if time % k == 0), CHUNK)
-    size = min(size, time)
+    if length >= time:
+        return chunk(totals, over_time)
+    size = next((k for k in range(length, length // 2, -1) if time % k == 0), length)
     whole = time - time % size
     chunks = jax.tree.map(
         lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), over_time

@@ -5,7 +5,8 @@ inside run over a leading time axis.
 """
 
 import functools
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,14 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Integer, PRNGKeyArray, PyTree, Shaped
 
+from lstm_jax import sharding
 from lstm_jax.cells import Cell, Noise, Params
+from lstm_jax.cudnn import cudnn_unroll, why_not
 from lstm_jax.fused import Inputs, fused_unroll, masked, where_rows
+from lstm_jax.pallas import pallas_unroll
+from lstm_jax.schedule import schedule_for
 
-Implementation = Literal["auto", "autodiff", "fused"]
+Implementation = Literal["auto", "autodiff", "fused", "cudnn", "pallas"]
 
 
 def unroll(
@@ -68,8 +73,10 @@ def unroll(
       implementation: "autodiff" differentiates through `lax.scan`; "fused" has a
         backward pass of its own, for cells made by `lstm_jax.gated`; it is
         differentiable in reverse mode, any number of times: forward mode
-        (`jax.jvp`, `jax.jacfwd`) needs "autodiff". "auto" takes "fused" where it
-        can.
+        (`jax.jvp`, `jax.jacfwd`) needs "autodiff". "cudnn" is NVIDIA's own LSTM
+        (`lstm_jax/cudnn.py`), differentiable once. "pallas" is a kernel for TPUs
+        (`lstm_jax/pallas.py`), interpreted and slow elsewhere. "auto" takes "fused"
+        where it can.
 
     Returns:
       (carry, ys), or (carry, ys, carries): the state after each row's last valid
@@ -77,8 +84,8 @@ def unroll(
 
     Raises:
       ValueError: both `lengths` and `mask`; a shape or type that does not fit;
-        lengths outside [0, T]; an unknown implementation, or "fused" for a cell that
-        has no gates.
+        lengths outside [0, T]; an unknown implementation, or one that cannot run
+        this cell or batch.
       TypeError: on the fused path, gates that close over a traced value.
     """
     batch, time = _check_inputs(xs, resets, implementation, cell)
@@ -113,20 +120,33 @@ def unroll(
         reset=None if resets is None else resets.T,
         noise=None if noise is None else _swap(noise.step),
     )
+    if noise is not None:
+        noise = noise._replace(step=())  # it is among the inputs
+    options = {"reverse": reverse, "return_carries": return_carries}
+    if implementation == "cudnn":
+        reason = why_not(
+            cell,
+            xs,
+            holes=mask is not None,
+            resets=resets is not None,
+            noise=noise is not None,
+            return_carries=return_carries,
+        )
+        if reason is not None:
+            raise ValueError(f'implementation="cudnn" cannot run this: {reason}')
     # A loop of no steps has nothing to schedule.
     if implementation == "autodiff" or cell.fused is None or time == 0:
-        run = functools.partial(_autodiff_unroll, cell)
+        run = functools.partial(_autodiff_unroll, cell, **options)
+        run = _on_rows(run, batch, noise)
+    elif implementation == "cudnn":
+        run = functools.partial(cudnn_unroll, **options)
+        run = _on_rows(run, batch, noise)
+    elif implementation == "pallas":
+        run = functools.partial(pallas_unroll, cell.fused, **options)
     else:
-        run = functools.partial(fused_unroll, cell.fused)
-    carry, outs = run(
-        params,
-        inputs,
-        carry,
-        initial,
-        noise,
-        reverse=reverse,
-        return_carries=return_carries,
-    )
+        schedule = schedule_for(jax.default_backend(), time)
+        run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
+    carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)
     return (carry, ys, carries) if return_carries else (carry, ys)
 
@@ -160,6 +180,19 @@ def _autodiff_unroll(
         return new, (y, new if return_carries else ())
 
     return lax.scan(step, carry, masked(inputs), reverse=reverse)
+
+
+def _on_rows(
+    run: Callable[..., Any], batch: int, noise: Noise | None
+) -> Callable[..., Any]:
+    """`run(params, inputs, carry, initial, noise)` on each device's rows."""
+    if not sharding.divides(batch):
+        return run
+    none, first, second = sharding.Rows()
+    drawn = None if noise is None else Noise(none, first, second)
+    return sharding.on_each_device(
+        run, (none, second, first, first, drawn), (first, second)
+    )
 
 
 def _effective_resets(
@@ -214,15 +247,16 @@ def _check_inputs(
 ) -> tuple[int, int]:
     if xs.ndim != 3:
         raise ValueError(f"xs must be [batch, time, input], got {list(xs.shape)}")
-    if implementation not in ("auto", "autodiff", "fused"):
+    known = get_args(Implementation)
+    if implementation not in known:
         raise ValueError(
-            'implementation must be "auto", "autodiff" or "fused", got '
-            f"{implementation!r}"
+            f"implementation must be one of {known}, got {implementation!r}"
         )
-    if implementation == "fused" and cell.fused is None and cell.unroll is None:
+    has_gates = cell.fused is not None or cell.unroll is not None
+    if implementation in ("fused", "pallas") and not has_gates:
         raise ValueError(
-            "this cell has no gates for the fused path (it was not made by gated): "
-            'use implementation="auto"'
+            f"this cell has no gates for implementation={implementation!r} (it was not "
+            'made by gated): use implementation="auto"'
         )
     if resets is not None:
         _check_steps("resets", resets, xs.shape[:2])
