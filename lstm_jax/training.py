@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
-from lstm_jax import checkpoints, reporting, steps, workdirs
+from lstm_jax import checkpoints, devices, reporting, sharding, steps, workdirs
 from lstm_jax.config import Config, check_config
 from lstm_jax.errors import UserError
 from lstm_jax.optimizers import make_optimizer
@@ -49,6 +50,19 @@ def fit(
     """
     check_config(config)
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
+    mesh = devices.make_mesh(
+        config.devices.count, config.batch_size, workdirs.stored_count(workdir)
+    )
+    config = config.copy_and_resolve_references()
+    config.devices.count = mesh.size
+    with jax.set_mesh(mesh):
+        return _fit(config, task, workdir, init_from)
+
+
+def _fit(
+    config: Config, task: Task, workdir: Path, init_from: str | Path | None
+) -> dict[str, Any]:
+    """As `fit`, on the devices of the context."""
     per_epoch = steps.steps_per_epoch(task, config.batch_size)
     num_steps = config.num_steps or config.num_epochs * per_epoch
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -72,7 +86,7 @@ def fit(
                 state = state._replace(params=params, average=average)
         else:
             state, meta = checkpoints.restore(manager, step, abstract)
-        at = int(state.step)
+        at, state = int(state.step), _on_devices(state)
         if at >= num_steps or meta.get("ended", False):
             print(f"finished before, at step {at}: not trained again", file=sys.stderr)
             workdirs.store(workdir, config, task.files)  # what is free to change
@@ -91,37 +105,59 @@ def fit(
     return result
 
 
+def _on_devices(state: TrainState) -> TrainState:
+    carry = sharding.put_rows(state.carry)
+    return sharding.put(state._replace(carry=()))._replace(carry=carry)
+
+
+# Steps of a dispatch whose number is on the device from the beginning.
+_KNOWN = 256
+
+
 class Programs(NamedTuple):
     """What the device runs for `_train`; each compiles once for each shape.
 
     Attributes:
       run: `run(state, examples, bucket, count)`, as `steps.train_steps`.
       measure: `measure(params, examples)`, as `steps.evaluate`.
+      total: `total(sums)`, as `steps.total`.
       peek: `peek(step, examples)`, as `steps.next_example`.
       zeros: zeros like a tree.
-      buckets: `buckets(epoch)`: the bucket of each step of an epoch.
+      number: a number on the device, where it is left for the next time.
+      schedule: `schedule(step)`: the bucket of each step of that step's epoch.
     """
 
     run: Callable[..., TrainState]
     measure: Callable[..., Sums]
+    total: Callable[[list[Sums]], Sums]
     peek: Callable[..., Any]
     zeros: Callable[[Any], Any]
-    buckets: Callable[[int], np.ndarray]
+    number: Callable[[int], Array]
+    schedule: Callable[[Array], Array]
 
 
 def _programs(stepping: Stepping, keys: Keys) -> Programs:
-    schedule = jax.jit(functools.partial(steps.schedule, stepping, keys))
+    per_epoch = steps.steps_per_epoch(stepping.task, stepping.batch_size)
     run = functools.partial(steps.train_steps, stepping, keys)
     measure = functools.partial(steps.evaluate, stepping.task, stepping.batch_size)
     return Programs(
         run=jax.jit(run, donate_argnums=0),
         measure=jax.jit(measure),
+        total=jax.jit(steps.total),
         peek=jax.jit(functools.partial(steps.next_example, stepping, keys)),
         zeros=jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree)),
-        buckets=functools.lru_cache(1)(
-            lambda epoch: np.asarray(schedule(jnp.int32(epoch))[0])
+        number=_numbers(),
+        schedule=jax.jit(
+            lambda step: steps.schedule(stepping, keys, step // per_epoch)[0]
         ),
     )
+
+
+def _numbers() -> Callable[[int], Array]:
+    """Makes `Programs.number`: small ones are put on the device at once."""
+    known = sharding.put([np.int32(number) for number in range(_KNOWN)])
+    further = functools.cache(lambda number: sharding.put(np.int32(number)))
+    return lambda number: known[number] if number < _KNOWN else further(number)
 
 
 def _train(
@@ -138,7 +174,7 @@ def _train(
     task, best = stepping.task, config.checkpoint.best
     per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
     programs = _programs(stepping, keys)
-    examples, splits = jax.device_put((task.examples, task.splits))
+    examples, splits = sharding.put((task.examples, task.splits))
     step, report = int(state.step), config.report
     begun = time.perf_counter() - meta["seconds"]
     # Without epochs in the config, an epoch's end is nothing to stop for.
@@ -169,6 +205,7 @@ def _train(
             add_row("train", *late)
             late = None
 
+    buckets: np.ndarray | None = None  # of the steps of this epoch
     record = Record(**(meta.get("record") or {}))
     ended = False
     try:
@@ -176,9 +213,14 @@ def _train(
             periods = (*report_periods, *evaluate_periods, *save_periods)
             stop = min([num_steps, *(_next_stop(step, p) for p in periods if p)])
             while step < stop:
-                bucket, count = _same_bucket(programs, per_epoch, task, step, stop)
+                if len(examples) > 1 and (buckets is None or step % per_epoch == 0):
+                    buckets = fetch(programs.schedule(state.step))
+                bucket, count = _same_bucket(buckets, step % per_epoch, stop - step)
                 state = programs.run(
-                    state, examples[bucket], jnp.int32(bucket), jnp.int32(count)
+                    state,
+                    examples[bucket],
+                    programs.number(bucket),
+                    programs.number(count),
                 )
                 step += count
                 add_late_row()  # only now, with the next steps under way
@@ -252,25 +294,28 @@ def _evaluate(
     metrics: dict[str, float | None] = {}
     for name, buckets in splits.items():
         sums = [programs.measure(params, bucket) for bucket in buckets]
-        metrics |= add_row(name, step, steps.total(sums))
+        metrics |= add_row(name, step, programs.total(sums))
     return metrics
 
 
 def _same_bucket(
-    programs: Programs, per_epoch: int, task: Task, step: int, stop: int
+    buckets: Int[np.ndarray, " S"] | None, first: int, count: int
 ) -> tuple[int, int]:
-    """The bucket of a step, and how many steps up to `stop` stay in it."""
-    if len(task.examples) == 1:
-        return 0, stop - step
-    epoch, first = divmod(step, per_epoch)
-    buckets = programs.buckets(epoch)
-    here = buckets[first : first + stop - step]
+    """The bucket of an epoch's step, and how many of `count` steps stay in it."""
+    if buckets is None:
+        return 0, count
+    here = buckets[first : first + count]
     others = np.flatnonzero(here != here[0])
     return int(here[0]), int(others[0]) if others.size else len(here)
 
 
+def fetch(tree: Any) -> Any:
+    """Reads arrays from the device, when it has computed them: nothing else waits."""
+    return jax.device_get(tree)
+
+
 def _means(task: Task, sums: Sums) -> dict[str, float]:
-    known = {name: float(value) for name, value in jax.device_get(sums).items()}
+    known = {name: float(value) for name, value in fetch(sums).items()}
     count = known.pop("count")
     means = {name: value / count for name, value in known.items()}
     means = {"loss": means.pop("loss"), **means}

@@ -1,0 +1,164 @@
+"""Between two rows of metrics the host hands the device work, and nothing else."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import pytest
+from toy_runs import BATCH, ragged_task, toy_config, toy_task
+
+import lstm_jax as lj
+from lstm_jax import reporting, training
+from lstm_jax.tasks import Task
+
+EPOCHS = 4
+TASKS = {"one bucket": toy_task, "buckets": lambda: ragged_task(buckets=2)}
+
+
+def config_of(task: Task) -> Any:
+    steps = EPOCHS * training.steps.steps_per_epoch(task, BATCH)
+    # Evaluated after each epoch, saved at the end.
+    return toy_config(
+        **{
+            "num_steps": steps,
+            # No divisor of an epoch: dispatches of one step and of two.
+            "report.every": 2,
+            "report.evaluate_every": steps // EPOCHS,
+            "checkpoint.every": 0,
+            "devices.count": 2,
+        }
+    )
+
+
+@contextlib.contextmanager
+def after_the_first_epoch(begin: Any, end: Any) -> Iterator[None]:
+    """Calls `begin` when the first epoch is evaluated, and `end` with the last."""
+    add_row, seen = reporting.add_row, []
+
+    def add(out: Any, row: dict[str, Any]) -> None:
+        add_row(out, row)
+        if row["split"] == "all":
+            seen.append(row)
+            if len(seen) == 1:
+                begin()
+            if len(seen) == EPOCHS:
+                end()
+
+    with mock.patch.object(reporting, "add_row", add):
+        try:
+            yield
+        finally:
+            end()
+    assert len(seen) == EPOCHS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_transfer_to_the_device(tmp_path: Path, name: str) -> None:
+    def guard(level: str) -> Any:
+        return lambda: jax.config.update("jax_transfer_guard_host_to_device", level)
+
+    task = TASKS[name]()
+    with after_the_first_epoch(guard("disallow_explicit"), guard("allow")):
+        lj.fit(config_of(task), task, tmp_path)
+
+
+def test_the_guard_sees_a_transfer(tmp_path: Path) -> None:
+    """What the test above would see."""
+
+    def guard(level: str) -> Any:
+        return lambda: jax.config.update("jax_transfer_guard_host_to_device", level)
+
+    def fetch(tree: Any) -> Any:
+        jax.device_put(1.5)
+        return jax.device_get(tree)
+
+    task = toy_task()
+    with (
+        pytest.raises(Exception, match="Disallowed host-to-device transfer"),
+        mock.patch.object(training, "fetch", fetch),
+        after_the_first_epoch(guard("disallow_explicit"), guard("allow")),
+    ):
+        lj.fit(config_of(task), task, tmp_path)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_compilation_after_the_first_epoch(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log(wanted: bool) -> Any:
+        return lambda: jax.config.update("jax_log_compiles", wanted)
+
+    task = TASKS[name]()
+    with caplog.at_level(logging.WARNING), after_the_first_epoch(log(True), log(False)):
+        lj.fit(config_of(task), task, tmp_path)
+    assert [r.message for r in caplog.records if "ompil" in r.message] == []
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
+    programs, events = training._programs, []
+
+    def counted(*arguments: Any) -> Any:
+        made = programs(*arguments)
+
+        def counting(name: str) -> Any:
+            run = getattr(made, name)
+
+            def call(*values: Any) -> Any:
+                events.append("dispatch")
+                return run(*values)
+
+            return call
+
+        names = ("run", "measure", "schedule")
+        return made._replace(**{name: counting(name) for name in names})
+
+    fetch = training.fetch
+
+    def counted_fetch(tree: Any) -> Any:
+        events.append("read")
+        return fetch(tree)
+
+    task = TASKS[name]()
+    with (
+        mock.patch.object(training, "_programs", counted),
+        mock.patch.object(training, "fetch", counted_fetch),
+    ):
+        lj.fit(config_of(task), task, tmp_path)
+    events = events[events.index("dispatch") :]  # before, the config is checked
+    assert events.count("read") > EPOCHS
+    for end in range(1, len(events) + 1):
+        assert events[:end].count("read") <= events[:end].count("dispatch")
+
+
+def test_the_next_steps_run_while_a_row_is_read(tmp_path: Path) -> None:
+    """Metrics are read one dispatch late: the device has work meanwhile."""
+    task, order = toy_task(), []
+    programs, fetch = training._programs, training.fetch
+
+    def watched(*arguments: Any) -> Any:
+        made = programs(*arguments)
+
+        def run(*values: Any) -> Any:
+            order.append("run")
+            return made.run(*values)
+
+        return made._replace(run=run)
+
+    def watched_fetch(tree: Any) -> Any:
+        order.append("read")
+        return fetch(tree)
+
+    config = config_of(task)
+    config.report.evaluate_every = 0
+    with (
+        mock.patch.object(training, "_programs", watched),
+        mock.patch.object(training, "fetch", watched_fetch),
+    ):
+        lj.fit(config, task, tmp_path)
+    order = order[order.index("run") :]
+    assert order[:5] == ["run", "run", "read", "run", "read"]
