@@ -4,7 +4,14 @@ from pathlib import Path
 
 from absl import flags
 
-from lstm_jax import classifying, command_line, continuation, prediction
+from lstm_jax import (
+    classifying,
+    command_line,
+    continuation,
+    devices,
+    prediction,
+)
+from lstm_jax.compilation import keep_compiled
 from lstm_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parent
@@ -39,6 +46,8 @@ def main() -> None:
             'give one of --input="some words", --input_file, --interactive, --image '
             "and --index"
         )
+    devices.use_cpus(0, classifying.BATCH)
+    keep_compiled()
     run = prediction.load(WORKDIR.value, STEP.value)
     of_images = run.vocabulary is None
     if of_images != (images != (None, None)):

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 from absl import flags
 
-from lstm_jax import command_line
+from lstm_jax import command_line, devices, explain, workdirs
+from lstm_jax.compilation import keep_compiled
+from lstm_jax.config import check_config
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
 
@@ -18,6 +21,12 @@ WORKDIR = flags.DEFINE_string(
 INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Folder of another run, to start from its parameters."
 )
+EXPLAIN_ENGINE = flags.DEFINE_bool(
+    "explain_engine",
+    False,
+    "Prints how the recurrent layers are run, what they compute and save and how long "
+    "they take, and trains nothing.",
+)
 
 
 def main() -> None:
@@ -26,8 +35,18 @@ def main() -> None:
     workdir = WORKDIR.value
     if workdir is None:
         workdir = CHECKOUT / "checkpoints" / name
-    result = fit(CONFIG.value, make_task(CONFIG.value), workdir, INIT_FROM.value)
-    print(json.dumps(result))
+    check_config(CONFIG.value)
+    count, batch_size = CONFIG.value.devices.count, CONFIG.value.batch_size
+    stored = workdirs.stored_count(workdir)
+    devices.use_cpus(count or stored, batch_size)
+    keep_compiled()
+    task = make_task(CONFIG.value)
+    if EXPLAIN_ENGINE.value:
+        with jax.set_mesh(devices.make_mesh(count, batch_size, stored)):
+            for line in explain.explain_task(task, batch_size):
+                print(line, flush=True)
+        return
+    print(json.dumps(fit(CONFIG.value, task, workdir, INIT_FROM.value)))
 
 
 if __name__ == "__main__":

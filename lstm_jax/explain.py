@@ -1,0 +1,231 @@
+"""What the engine does with a layer, and how far that is from the hardware's limit."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr
+
+from lstm_jax import sharding
+from lstm_jax.cells import Cell
+from lstm_jax.layers import Recurrent
+from lstm_jax.schedule import schedule_for
+from lstm_jax.tasks.task import Task
+from lstm_jax.unroll import Implementation, unroll
+
+
+class Call(NamedTuple):
+    """A call of `lstm_jax.unroll`, without its values.
+
+    Attributes:
+      name: of the layer.
+      cell: the cell.
+      batch: rows.
+      time: steps.
+      features: numbers in a step's input.
+      reverse: as in `unroll`.
+      masked: some steps are not valid.
+      noisy: the cell draws noise.
+      implementation: as in `unroll`.
+    """
+
+    name: str
+    cell: Cell
+    batch: int
+    time: int
+    features: int
+    reverse: bool = False
+    masked: bool = False
+    noisy: bool = False
+    implementation: Implementation = "auto"
+
+
+def calls_of(task: Task, batch_size: int) -> list[Call]:
+    """The recurrent layers of a task's training step, on its longest batch."""
+    found = []
+
+    def record(run: Any, args: Any, options: Any, context: Any) -> Any:
+        layer = context.module
+        if isinstance(layer, Recurrent) and context.method_name == "__call__":
+            masks = (options.get("lengths"), options.get("mask"))
+            found.append(
+                Call(
+                    "/".join(layer.path),
+                    layer.cell,
+                    *args[0].shape,
+                    reverse=layer.reverse,
+                    masked=any(mask is not None for mask in masks),
+                    noisy=layer.cell.noise is not None,
+                    implementation=layer.implementation,
+                )
+            )
+        return run(*args, **options)
+
+    def shape(a: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype)
+
+    def loss(key: Any, examples: Any, weight: Any) -> Any:
+        params = task.init(key)
+        found.clear()  # what initialising has run
+        return task.loss(params, examples, weight, key, task.carry(batch_size))
+
+    longest = max(task.examples, key=_example_size)
+    weight = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    with nn.intercept_methods(record):
+        jax.eval_shape(loss, jax.random.key(0), jax.tree.map(shape, longest), weight)
+    return found
+
+
+def explain_task(task: Task, batch_size: int) -> Iterator[str]:
+    """What `explain` says of each recurrent layer of a task, as it is measured."""
+    peak = product_peak()
+    yield f"a large float32 product runs at {peak / 1e9:.3g} GFLOP/s"
+    for call in calls_of(task, batch_size):
+        yield explain(call, peak)
+
+
+def explain(call: Call, peak: float) -> str:
+    """Which path a call takes and why, what it computes, saves and reaches.
+
+    Runs it on random numbers, on the devices of the context.
+
+    Args:
+      call: the call.
+      peak: operations a second that the devices reach, as `product_peak` measures it;
+        the floor is what the products would take at that speed.
+    """
+    forward, training, saved = _programs(call)
+    differentiated = _programs(call._replace(implementation="autodiff"))[2]
+    arguments = _arguments(call)
+    lines = [
+        f"{call.name}: {call.batch} rows, {call.time} steps, {call.features} features",
+        f"  path      {_path(call)}",
+        f"  saved     {saved / 1e6:.3g} MB for the backward pass; "
+        f"{differentiated / 1e6:.3g} MB where jax differentiates through the loop",
+    ]
+    for name, program in (("forward ", forward), ("training", training)):
+        found = _products(jax.make_jaxpr(program)(*arguments).jaxpr)
+        operations = sum(size * times for size, times in found)
+        operations *= sharding.shards(call.batch)
+        a_step = sum(times for _, times in found) / call.time
+        seconds = measure(jax.jit(program), arguments)
+        share = operations / peak / seconds
+        lines.append(
+            f"  {name}  {1000 * seconds:.3g} ms for {operations / 1e9:.3g} GFLOP in "
+            f"{a_step:.3g} products a step: {share:.0%} of the floor"
+        )
+    return "\n".join(lines)
+
+
+def product_peak() -> float:
+    """Operations a second of a large float32 product on the devices of the context."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (size, size))
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = size - size % max(mesh.size, 1)  # as many for each device
+    operands = (sharding.put_rows(square[:rows]), sharding.put(square))
+    return 2 * rows * size**2 / measure(jax.jit(jnp.matmul), operands, best=True)
+
+
+def measure(
+    program: Callable[..., Any], arguments: tuple[Any, ...], *, best: bool = False
+) -> float:
+    """Median (or least) seconds of five runs after a first one."""
+    jax.block_until_ready(program(*arguments))
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds) if best else float(np.median(seconds))
+
+
+def _arguments(call: Call) -> tuple[Any, ...]:
+    key = jax.random.key(0)
+    xs = jax.random.normal(key, (call.batch, call.time, call.features))
+    return sharding.put(call.cell.init(key, call.features)), sharding.put_rows(xs)
+
+
+def _programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
+    """The layer, its gradient, and the bytes that its forward pass saves for it."""
+    lengths = jnp.full(call.batch, call.time) if call.masked else None
+
+    def forward(params: Any, xs: Any) -> Any:
+        return unroll(
+            call.cell,
+            params,
+            xs,
+            lengths=lengths,
+            reverse=call.reverse,
+            key=jax.random.key(0) if call.noisy else None,
+            implementation=call.implementation,
+        )[1]
+
+    def pulled(params: Any, xs: Any) -> Any:
+        return jax.vjp(forward, params, xs)[1]
+
+    def training(params: Any, xs: Any) -> Any:
+        ys, pull = jax.vjp(forward, params, xs)
+        return pull(ys)
+
+    arguments = _arguments(call)
+    saved = jax.tree.leaves(jax.eval_shape(pulled, *arguments))
+    given = jax.tree.leaves(arguments)  # is there anyway, and saved once
+    size = sum(a.size * a.dtype.itemsize for a in saved) - sum(a.nbytes for a in given)
+    return forward, training, size
+
+
+def _path(call: Call) -> str:
+    shards = sharding.shards(call.batch)
+    where = f"{jax.default_backend()} device{'s' * (shards > 1)}"
+    where = f"on {shards} {where}"
+    if shards > 1:
+        where += f" with {call.batch // shards} rows each"
+    if call.implementation not in ("auto", "fused"):
+        return f"{call.implementation}, asked for, {where}"
+    if call.cell.fused is None:
+        return (
+            f"autodiff, {where}: the cell was not made by gated, and is differentiated "
+            "through the loop"
+        )
+    schedule = schedule_for(jax.default_backend(), call.time)
+    hoisted = "of all steps before the loop" if schedule.hoist else "in each step"
+    return (
+        f"fused, {where}: the cell was made by gated\n"
+        f"  layout    product of the inputs {hoisted}, weight gradients in chunks of "
+        f"{min(schedule.chunk, call.time)} steps, loops "
+        f"unrolled by {schedule.unroll}: {schedule.why}"
+    )
+
+
+def _products(jaxpr: Jaxpr, times: int = 1) -> list[tuple[int, int]]:
+    """Operations of each product of a program, and how often it is run."""
+    found = []
+    needed = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if not any(id(variable) in needed for variable in equation.outvars):
+            continue  # nothing reads it: it is not compiled
+        needed |= {id(variable) for variable in equation.invars}
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left: Any = equation.invars[0].aval
+            result: Any = equation.outvars[0].aval
+            depth = math.prod(left.shape[i] for i in contracted)
+            found.append((2 * depth * result.size, times))
+        runs = times * equation.params.get("length", 1)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found += _products(inner, runs)
+    return found
+
+
+def _example_size(examples: Any) -> int:
+    return sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(examples))
