@@ -1,191 +1,232 @@
-"""Times recurrent layers against their peers: `python -m benchmarks.peers`.
+"""Times this project against its peers: `python -m benchmarks.peers`.
 
 One worker process a candidate, all started and warmed first; then a step of each in
-turn, so that a machine whose speed drifts slows all of them alike. The ratio is the
-median over rounds of (candidate / reference in the same round). The share is that of
-a large float32 product's speed, measured in the same run: operations of the layers
-over that speed, over the step's time.
+turn, so that a machine whose speed drifts slows all of them alike. A ratio is the
+median over rounds of (candidate / fastest peer in the same round); the fastest peer is
+the one with the least median. The share is that of a large float32 product's speed,
+measured in the same run: operations of the layers over that speed, over the step's
+time. A candidate that is not installed is left out, with a line that says so. Where jax
+and PyTorch see a GPU, they are compared there.
 """
 
 import argparse
-import json
+import importlib
+import io
 import multiprocessing
-import platform
+import os
+import sys
 import time
-from collections.abc import Callable
+import warnings
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+import jax
 import numpy as np
 
-REFERENCE = "flax"
+from benchmarks import report
+from benchmarks.report import Row
+from benchmarks.work import WORKS, Work, operations
+from lstm_jax import explain
+from lstm_jax.devices import allowed_cpus
+
+STEPS = ("training step", "forward")
 
 
-class Shape(NamedTuple):
-    """Sizes of a stack of LSTM layers and of its input."""
+class Candidate(NamedTuple):
+    """A worker: its module in `benchmarks.candidates`, and how it is started."""
 
-    batch: int
-    time: int
-    input_size: int
-    hidden_size: int
-    layers: int
-
-
-SHAPES = {
-    "S2: IMDB, 500 words": Shape(128, 500, 32, 100, 1),
-    "S5: MNIST rows": Shape(32, 28, 28, 128, 2),
-}
+    module: str
+    package: str
+    devices: int | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
 
-def operations(shape: Shape, training: bool) -> float:
-    """Multiplications and additions of a step's products."""
-    tokens, operations = shape.batch * shape.time, 0
-    size = shape.input_size
-    for _ in range(shape.layers):
-        operations += tokens * 2 * 4 * shape.hidden_size * (size + shape.hidden_size)
-        size = shape.hidden_size
-    return operations * (3 if training else 1)
-
-
-def jax_candidate(name: str, shape: Shape) -> dict[str, Callable[[], Any]]:
-    """Forward and training step (gradients of parameters and inputs, Adam)."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import lstm_jax as lj
-    from lstm_jax.models import Stack
-
-    class FlaxStack(nn.Module):
-        @nn.compact
-        def __call__(self, xs: jax.Array) -> jax.Array:
-            for _ in range(shape.layers):
-                xs = nn.RNN(nn.OptimizedLSTMCell(shape.hidden_size))(xs)
-            return xs
-
-    xs = jax.random.normal(
-        jax.random.key(0), (shape.batch, shape.time, shape.input_size)
-    )
-    if name == "flax":
-        model = FlaxStack()
-        forward = model.apply
-    else:
-        model = Stack((lj.lstm(shape.hidden_size),) * shape.layers)
-
-        def forward(params: Any, xs: jax.Array) -> Any:
-            return model.apply(params, xs)[1]
-
-    params: Any = model.init(jax.random.key(1), xs)
-    optimizer = optax.adam(1e-3)
-    weight = jax.random.normal(
-        jax.random.key(2), (shape.batch, shape.time, shape.hidden_size)
-    )
-
-    def train(params: Any, state: Any, xs: jax.Array) -> Any:
-        def loss(params: Any, xs: jax.Array) -> jax.Array:
-            return jnp.mean(forward(params, xs) * weight)
-
-        gradient, dxs = jax.grad(loss, argnums=(0, 1))(params, xs)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, dxs
-
-    fast_forward, fast_train = jax.jit(forward), jax.jit(train)
-    state = optimizer.init(params)
-    return {
-        "forward": lambda: jax.block_until_ready(fast_forward(params, xs)),
-        "training step": lambda: jax.block_until_ready(fast_train(params, state, xs)),
+def candidates(cpus: int) -> dict[str, Candidate]:
+    """By name; those that can divide a batch over processors do so as well."""
+    many = ("JAX_NUM_CPU_DEVICES", str(cpus))
+    on_tensorflow = ("KERAS_BACKEND", "tensorflow")
+    on_jax = ("KERAS_BACKEND", "jax")
+    found = {
+        "lstm_jax": Candidate("with_lstm_jax", "jax"),
+        "PyTorch": Candidate("with_torch", "torch"),
+        "Keras, TensorFlow": Candidate("with_keras", "tensorflow", 1, (on_tensorflow,)),
+        "Keras, JAX": Candidate("with_keras", "keras", 1, (on_jax,)),
+        "Flax": Candidate("with_flax", "flax", 1),
     }
+    if cpus > 1:
+        found |= {
+            "lstm_jax, 1 device": Candidate("with_lstm_jax", "jax", 1),
+            f"Keras, JAX, {cpus} devices": Candidate(
+                "with_keras", "keras", cpus, (on_jax, many)
+            ),
+            f"Flax, {cpus} devices": Candidate("with_flax", "flax", cpus, (many,)),
+        }
+    return found
 
 
-def product_peak() -> float:
-    """Operations a second of one large float32 product."""
-    import jax
-    import jax.numpy as jnp
-
-    size = 2048
-    square = jnp.ones((size, size))
-    multiply = jax.jit(jnp.matmul)
-    multiply(square, square).block_until_ready()
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        multiply(square, square).block_until_ready()
-        times.append(time.perf_counter() - begun)
-    return 2 * size**3 / min(times)
-
-
-def work(name: str, shape: Shape, pipe: Connection) -> None:
-    """A worker: runs a named step when told to, and answers its seconds."""
-    steps = jax_candidate(name, shape)
-    for step in steps.values():
-        step()
-    pipe.send(None)
+def work_on(candidate: Candidate, work: Work, pipe: Connection) -> None:
+    """A worker: runs a step when told to, and answers its seconds."""
+    warnings.simplefilter("ignore")
+    try:
+        module = importlib.import_module(f"benchmarks.candidates.{candidate.module}")
+        steps = module.make(work, candidate.devices)
+        for step in steps.values():
+            step()
+            step()
+    except Exception as error:  # a peer that cannot do this work is no failure
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}")
+        return
+    pipe.send("")
     while (which := pipe.recv()) is not None:
         begun = time.perf_counter()
         steps[which]()
-        pipe.send(time.perf_counter() - begun)
+        pipe.send((time.perf_counter() - begun) / work.steps)
 
 
-def measure(shape: Shape, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each step and candidate, a list over rounds each."""
+def measure(
+    chosen: dict[str, Candidate], work: Work, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds a step of each candidate, a list over rounds each, by kind of step."""
     spawn = multiprocessing.get_context("spawn")
-    pipes, workers = {}, []
-    for name in names:
-        pipes[name], theirs = spawn.Pipe()
-        worker = spawn.Process(target=work, args=(name, shape, theirs))
-        worker.start()
-        workers.append(worker)
-    for pipe in pipes.values():
-        pipe.recv()
-    seconds: dict[str, dict[str, Any]] = {}
-    for which in ("forward", "training step"):
-        times = seconds[which] = {name: [] for name in names}
+    started = []
+    for name, candidate in chosen.items():
+        ours, theirs = spawn.Pipe()
+        worker = spawn.Process(target=work_on, args=(candidate, work, theirs))
+        # Before the worker imports anything.
+        with mock.patch.dict(os.environ, dict(candidate.environment)):
+            worker.start()
+        started.append((name, ours, worker))
+    pipes = {}
+    for name, pipe, _ in started:
+        if problem := pipe.recv():
+            print(f"{name} is left out ({problem})", file=sys.stderr)
+        else:
+            pipes[name] = pipe
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for which in STEPS:
+        times = seconds[which] = {name: [] for name in pipes}
         for _ in range(rounds):
             for name, pipe in pipes.items():
                 pipe.send(which)
                 times[name].append(pipe.recv())
-    for pipe, worker in zip(pipes.values(), workers, strict=True):
-        pipe.send(None)
+    for name, pipe, worker in started:
+        if name in pipes:
+            pipe.send(None)
         worker.join()
     return seconds
 
 
-def main() -> None:
-    """Prints a table in markdown, and writes the figures as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", help="file for the figures")
-    options = parser.parse_args()
-    import flax
-    import jax
-
-    peak = product_peak()
-    versions = {"jax": jax.__version__, "flax": flax.__version__}
+def compare(
+    name: str, work: Work, seconds: dict[str, dict[str, list[float]]], peak: float
+) -> list[Row]:
+    """Rows of the table for one work."""
     rows = []
-    print(f"{platform.processor() or platform.machine()}, {versions}")
-    print(f"large float32 product: {peak / 1e9:.0f} GFLOP/s\n")
-    print("| work | step | layer | ms | ratio to Flax | share of product speed |")
-    print("|---|---|---|---|---|---|")
-    for work_name, shape in SHAPES.items():
-        seconds = measure(shape, ["lstm_jax", REFERENCE], options.rounds)
-        for which, times in seconds.items():
-            floor = operations(shape, which != "forward") / peak
-            for name, values in times.items():
-                ratio = np.median(np.divide(values, times[REFERENCE]))
-                ms = 1000 * np.median(values)
-                share = floor / np.median(values)
-                rows.append((work_name, which, name, ms, ratio, share))
-                print(
-                    f"| {work_name} | {which} | {name} | {ms:.2f} | {ratio:.2f} | "
-                    f"{share:.0%} |",
-                    flush=True,
-                )
-    if options.json:
-        fields = ("work", "step", "layer", "ms", "ratio", "share")
-        table = [dict(zip(fields, row, strict=True)) for row in rows]
-        with open(options.json, "w") as file:
-            json.dump({"versions": versions, "peak": peak, "rows": table}, file)
+    for which, times in seconds.items():
+        medians = {name: float(np.median(values)) for name, values in times.items()}
+        peers = {k: v for k, v in medians.items() if not k.startswith("lstm_jax")}
+        fastest = min(peers, key=peers.__getitem__) if peers else next(iter(medians))
+        floor = operations(work, training=which != "forward") / peak
+        for candidate, values in times.items():
+            ratio = np.median(np.divide(values, times[fastest]))
+            rows.append(
+                {
+                    "work": name,
+                    "step": which,
+                    "candidate": candidate,
+                    "ms": 1000 * medians[candidate],
+                    "ratio": float(ratio),
+                    "share": floor / medians[candidate],
+                    "fastest peer": candidate == fastest,
+                }
+            )
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Tables in markdown, one a work."""
+    parts = []
+    for work in dict.fromkeys(row["work"] for row in rows):
+        parts.append(f"### {work}\n")
+        parts.append("| step | candidate | ms | ratio | share of peak |")
+        parts.append("|---|---|---|---|---|")
+        parts += [
+            "| {step} | {candidate} | {ms:.3g} | {ratio:.2f} | {share:.0%} |".format(
+                **row
+            )
+            for row in rows
+            if row["work"] == work
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def chart(rows: list[Row]) -> bytes:
+    """Bars of the ratios: a panel each kind of step, a group each work."""
+    from matplotlib.figure import Figure
+
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    names = list(dict.fromkeys(row["candidate"] for row in rows))
+    figure = Figure(figsize=(2 + 1.7 * len(works), 7), layout="constrained")
+    panels = figure.subplots(len(STEPS), squeeze=False)[:, 0]
+    for panel, which in zip(panels, STEPS, strict=True):
+        for i, name in enumerate(names):
+            ratios = {
+                row["work"]: row["ratio"]
+                for row in rows
+                if row["candidate"] == name and row["step"] == which
+            }
+            places = [works.index(work) + 0.8 * i / len(names) for work in ratios]
+            color = report.COLORS[i % len(report.COLORS)]
+            width = 0.8 / len(names)
+            hatch = "//" if i >= len(report.COLORS) else None
+            panel.bar(
+                places,
+                list(ratios.values()),
+                width,
+                color=color,
+                label=name,
+                hatch=hatch,
+            )
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_xticks([i + 0.35 for i in range(len(works))], works)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.set_ylabel(f"{which}: time / fastest peer's")
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    return png.getvalue()
+
+
+def main() -> None:
+    """Prints and writes tables and the chart as they are measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--works", nargs="*", default=list(WORKS), help="names' starts")
+    parser.add_argument("--candidates", nargs="*", help="names; default: all")
+    parser.add_argument("--out", type=Path, default=Path("benchmark_results"))
+    options = parser.parse_args()
+    # The parent's and the workers' programs share a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    cpus = allowed_cpus() if jax.default_backend() == "cpu" else 1
+    known = candidates(cpus)
+    chosen = {k: v for k, v in known.items() if k in (options.candidates or known)}
+    peak = explain.product_peak()
+    found: dict[str, Any] = {**report.about(), "rounds": options.rounds, "peak": peak}
+    print(report.heading(found), flush=True)
+    rows = found["rows"] = []
+    for name, work in WORKS.items():
+        if not any(name.startswith(start) for start in options.works):
+            continue
+        seconds = measure(chosen, work, options.rounds)
+        rows += compare(name, work, seconds, peak)
+        print(table([row for row in rows if row["work"] == name]), flush=True)
+        text = f"{report.heading(found)}\n{table(rows)}"
+        report.write(options.out, "peers", found, text, chart(rows))
 
 
 if __name__ == "__main__":
