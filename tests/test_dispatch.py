@@ -19,14 +19,13 @@ EPOCHS = 4
 TASKS = {"one bucket": toy_task, "buckets": lambda: ragged_task(buckets=2)}
 
 
-def config_of(task: Task) -> Any:
+def config_of(task: Task, every: int = 2) -> Any:
     steps = EPOCHS * training.steps.steps_per_epoch(task, BATCH)
     # Evaluated after each epoch, saved at the end.
     return toy_config(
         **{
             "num_steps": steps,
-            # No divisor of an epoch: dispatches of one step and of two.
-            "report.every": 2,
+            "report.every": every,
             "report.evaluate_every": steps // EPOCHS,
             "checkpoint.every": 0,
             "devices.count": 2,
@@ -63,7 +62,9 @@ def test_no_transfer_to_the_device(tmp_path: Path, name: str) -> None:
 
     task = TASKS[name]()
     with after_the_first_epoch(guard("disallow_explicit"), guard("allow")):
-        lj.fit(config_of(task), task, tmp_path)
+        # Longer than an epoch of one bucket, whose second has a dispatch of two steps
+        # where the first one had none.
+        lj.fit(config_of(task, every=4), task, tmp_path)
 
 
 def test_the_guard_sees_a_transfer(tmp_path: Path) -> None:

@@ -211,11 +211,15 @@ def test_hold_out_favours_no_class() -> None:
     labels = ["a"] * 60 + ["b"] * 35 + ["c"] * 5
     drawn = [Counter(labels[i] for i in hold_out(labels, 0.1, s)[1]) for s in range(9)]
     assert all(6 <= d["a"] <= 6 and 3 <= d["b"] <= 4 and d["c"] <= 1 for d in drawn)
+    # What is left over by rounding is not the last class's to give.
+    assert all(d["c"] == 0 for d in drawn)
     # The last class of one row is always trained on, and so is the first.
     for single in ("a", "z"):
         labels = ["b"] * 12 + [single]
         for seed in range(20):
-            assert 12 in hold_out(labels, 0.2, seed)[0]
+            train, held_out = hold_out(labels, 0.2, seed)
+            assert 12 in train
+            assert len(held_out) == 3
 
 
 def test_hold_out_is_a_function_of_its_seed() -> None:
