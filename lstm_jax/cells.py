@@ -101,6 +101,18 @@ def extras_of(params: Params) -> Params:
     return {name: value for name, value in params.items() if name not in KERNELS}
 
 
+def check_features(x: Array, kernel: Array) -> None:
+    """Refuses inputs of another width than the kernel's.
+
+    Raises:
+      ValueError: x has another number of features than the kernel takes.
+    """
+    if x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"xs has {x.shape[-1]} features where the kernel takes {kernel.shape[0]}"
+        )
+
+
 def product(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "features outputs"],
@@ -111,10 +123,7 @@ def product(
     Raises:
       ValueError: x has another number of features than the kernel takes.
     """
-    if x.shape[-1] != kernel.shape[0]:
-        raise ValueError(
-            f"xs has {x.shape[-1]} features where the kernel takes {kernel.shape[0]}"
-        )
+    check_features(x, kernel)
     operand = kernel.dtype if dtype is None else dtype
     return jnp.matmul(
         x.astype(operand),

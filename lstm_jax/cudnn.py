@@ -13,7 +13,7 @@ from jax.experimental import rnn
 from jaxtyping import Array, Float, Integer
 
 from lstm_jax.cells import Cell, LSTMCarry, Noise, Params
-from lstm_jax.fused import Inputs, masked
+from lstm_jax.gated_steps import Inputs, masked
 
 
 def why_not(

@@ -19,16 +19,10 @@ from jaxtyping import Array, PyTree
 
 from lstm_jax import sharding
 from lstm_jax.cells import Fused, Noise, Params, extras_of, product
-from lstm_jax.fused import (
-    Inputs,
-    masked,
-    on_each_device,
-    row_of,
-    transposed_product,
-    weight_gradient,
-    where_rows,
-)
 from lstm_jax.gate_tracing import trace_gates
+from lstm_jax.gated_steps import Inputs, gates_of_rows, masked, weight_gradient
+from lstm_jax.layout import FIRST, pull_product, where_rows
+from lstm_jax.sharded_loop import on_each_device
 
 # Bytes of the recurrent kernel that leave room for a step's arrays beside it.
 _LARGEST_KERNEL = 8 * 2**20
@@ -55,9 +49,8 @@ def pallas_unroll(
     if reason is not None:
         raise ValueError(f'implementation="pallas" cannot run this: {reason}')
     additive = trace_gates(fused, params, carry, None)
-    rows = jax.vmap(
-        row_of(fused, additive=additive, return_carries=return_carries),
-        in_axes=(None, 0, 0, 0, None),
+    gates = gates_of_rows(
+        fused, params, None, additive=additive, return_carries=return_carries
     )
 
     def masks(inputs: Inputs) -> tuple[Any, Any]:
@@ -72,7 +65,7 @@ def pallas_unroll(
         return carry if reset is None else where_rows(reset[:, 0] > 0, initial, carry)
 
     def is_valid(valid: Any) -> Any:
-        return None if valid is None else valid > 0
+        return None if valid is None else valid[:, 0] > 0
 
     def forward(
         params: Params, inputs: Inputs, carry: Any, initial: Any, noise: None
@@ -86,7 +79,7 @@ def pallas_unroll(
             carry = before(state, reset, initial)
             zh = product(carry.h, kernel, fused.dtype)
             z = (zx + zh,) if additive else (zx, zh)
-            new, out = rows(extras, carry, z, is_valid(valid), None)
+            new, out = gates(extras, carry, z, is_valid(valid), None)
             return new, (out, (carry, z))
 
         fixed = (params["recurrent_kernel"], extras_of(params), initial)
@@ -104,13 +97,13 @@ def pallas_unroll(
             valid, reset, (carry, z), dout = now
             kernel, extras = fixed
             _, pull = jax.vjp(
-                lambda extras, carry, z: rows(extras, carry, z, is_valid(valid), None),
+                lambda extras, carry, z: gates(extras, carry, z, is_valid(valid), None),
                 extras,
                 carry,
                 z,
             )
             dextra, dcarry, dz = pull((dcarry, dout))
-            dh = transposed_product(dz[-1], kernel, fused.dtype)
+            dh = pull_product(dz[-1], kernel, fused.dtype, FIRST)
             dcarry = dcarry._replace(h=dcarry.h + dh)
             if reset is not None:
                 zero = jax.tree.map(jnp.zeros_like, dcarry)
@@ -130,14 +123,14 @@ def pallas_unroll(
             reverse=not reverse,
         )
         xs = masked(inputs).x
-        dxs = transposed_product(dzs[0], params["kernel"], fused.dtype)
+        dxs = pull_product(dzs[0], params["kernel"], fused.dtype, FIRST)
         dxs = masked(inputs._replace(x=dxs.astype(xs.dtype))).x
         gradient = weight_gradient(fused, params, xs, saved[0].h, dzs, None)
         dinputs = Inputs(dxs, None, None, None)
         return gradient | dextras, dinputs, dcarry, dinitial, None
 
     if sharding.divides(batch):
-        forward, backward = on_each_device(None, forward, backward)
+        forward, backward = on_each_device(forward, backward, inputs, carry, None)
 
     @jax.custom_vjp
     def run(

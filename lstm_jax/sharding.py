@@ -32,6 +32,11 @@ class Rows(NamedTuple):
     second: PartitionSpec = PartitionSpec(None, ROWS)
 
 
+def rows_last(ndim: int) -> PartitionSpec:
+    """For rows along the last of so many axes."""
+    return PartitionSpec(*[None] * (ndim - 1), ROWS)
+
+
 def shards(batch_size: int) -> int:
     """Parts of a batch: the devices of the context, or 1 where they divide it not."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Integer, PRNGKeyArray, PyTree, Shaped
 from lstm_jax import sharding
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.cudnn import cudnn_unroll, why_not
-from lstm_jax.fused import Inputs, fused_unroll, masked, where_rows
+from lstm_jax.fused import fused_unroll
+from lstm_jax.gated_steps import Inputs, masked
+from lstm_jax.layout import where_rows
 from lstm_jax.pallas import pallas_unroll
 from lstm_jax.schedule import schedule_for
 
@@ -144,7 +146,8 @@ def unroll(
     elif implementation == "pallas":
         run = functools.partial(pallas_unroll, cell.fused, **options)
     else:
-        schedule = schedule_for(jax.default_backend(), time)
+        each = batch // sharding.shards(batch)
+        schedule = schedule_for(jax.default_backend(), cell.fused, each, time)
         run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
     carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)

@@ -1,5 +1,6 @@
 """What `unroll` must do, written as a loop; and ways to run and compare the two."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from schedules import scheduled
 
 import lstm_jax as lj
+from lstm_jax.schedule import Schedule
 
 
 def effective_resets(
@@ -112,15 +115,25 @@ def weighted_sum(tree: Any) -> Float[Array, ""]:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("cell", "implementation", "reverse", "return_carries")
+    jax.jit,
+    static_argnames=("cell", "schedule", "implementation", "reverse", "return_carries"),
 )
 def outputs_and_gradients(
-    cell: lj.Cell, params: Any, xs: Array, carry: Any = None, **options: Any
+    cell: lj.Cell,
+    params: Any,
+    xs: Array,
+    carry: Any = None,
+    schedule: Schedule | None = None,
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """Returns what `unroll` returns, and gradients by params, xs and carry."""
+    """Returns what `unroll` returns, and gradients by params, xs and carry.
+
+    Given a schedule, the fused path has it.
+    """
 
     def loss(params: Any, xs: Array, carry: Any) -> tuple[Array, Any]:
-        outputs = lj.unroll(cell, params, xs, carry, **options)
+        with scheduled(schedule) if schedule else contextlib.nullcontext():
+            outputs = lj.unroll(cell, params, xs, carry, **options)
         return weighted_sum(outputs), outputs
 
     gradients, outputs = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(

@@ -22,8 +22,11 @@ from reference import (
     python_unroll,
     weighted_sum,
 )
+from schedules import LAYOUTS, ROWS_FIRST, ROWS_LAST, scheduled
 
 import lstm_jax as lj
+from lstm_jax.layout import FIRST, LAST
+from lstm_jax.schedule import Schedule, schedule_for
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
 
@@ -57,12 +60,13 @@ def test_equals_autodiff(name: str) -> None:
     params = random_params(cell)
     carry = random_carry(cell, params, BATCH)
 
-    def run(implementation: str) -> Any:
+    def run(implementation: str, schedule: Schedule | None = None) -> Any:
         return outputs_and_gradients(
             cell,
             params,
             xs,
             carry,
+            schedule,
             mask=jnp.asarray(mask),
             resets=jnp.asarray(resets),
             key=noise_key(0),
@@ -71,7 +75,9 @@ def test_equals_autodiff(name: str) -> None:
             implementation=implementation,
         )
 
-    actual, expected = run("fused"), run("autodiff")
+    expected = run("autodiff")
+    assert_close(run("fused", ROWS_LAST), expected)
+    actual = run("fused", ROWS_FIRST)
     assert_close(actual, expected)
     gradients = actual[1]
     for leaf in jax.tree.leaves((gradients[0], gradients[2])):
@@ -81,30 +87,49 @@ def test_equals_autodiff(name: str) -> None:
     assert np.all(np.asarray(gradients[1])[~mask] == 0)
 
 
-def test_equals_autodiff_without_options() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["drop_connect", "gru"])
+def test_equals_autodiff_without_options(name: str, layout: str) -> None:
     """No mask, no resets, no carry, no key."""
-    cell = CELLS["drop_connect"]
+    cell = CELLS[name]
     params, xs = random_params(cell), random_xs(BATCH, 7)
-    fused, autodiff = (
-        outputs_and_gradients(cell, params, xs, implementation=implementation)
-        for implementation in ("fused", "autodiff")
+    fused = outputs_and_gradients(
+        cell, params, xs, schedule=LAYOUTS[layout], implementation="fused"
     )
+    autodiff = outputs_and_gradients(cell, params, xs, implementation="autodiff")
     assert_close(fused, autodiff)
+
+
+def test_schedule_by_backend_and_shape() -> None:
+    def chosen(backend: str, cell: lj.Cell, batch: int, time: int) -> tuple[Any, ...]:
+        assert cell.fused is not None
+        return schedule_for(backend, cell.fused, batch, time)[:-1]
+
+    lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
+    assert chosen("cpu", lstm, 64, 500) == (LAST, False, False, 10, 1)
+    assert chosen("cpu", own, 64, 500) == (FIRST, False, False, 10, 1)
+    assert chosen("cpu", lstm, 16, 28) == (FIRST, False, True, 28, 1)
+    assert chosen("cpu", lstm, 1, 3) == (FIRST, False, False, 3, 1)
+    assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 1, 1)
+    assert chosen("gpu", lstm, 64, 500) == (FIRST, True, False, 500, 4)
+    assert chosen("tpu", lstm, 64, 28) == (FIRST, True, False, 28, 8)
 
 
 LONGEST = 41
 
 
 @pytest.mark.parametrize(
-    ("time", "reverse"),
+    ("time", "reverse", "schedule"),
     [
-        (1, False),
-        (19, False),
-        (20, True),
-        (41, True),
+        (1, False, ROWS_LAST),
+        (19, False, ROWS_FIRST),
+        (20, True, ROWS_LAST),
+        (41, True, ROWS_FIRST),
+        (41, False, ROWS_LAST),
+        (41, True, ROWS_LAST),
     ],
 )
-def test_any_number_of_steps(time: int, reverse: bool) -> None:
+def test_any_number_of_steps(time: int, reverse: bool, schedule: Schedule) -> None:
     """Whatever the number of steps leaves over for the last chunk."""
     cell = CELLS["simple_rnn"]
     mask, resets, xs = random_steps(LONGEST)
@@ -134,6 +159,7 @@ def test_any_number_of_steps(time: int, reverse: bool) -> None:
         params,
         xs[:, :time],
         carry,
+        schedule,
         mask=jnp.asarray(mask[:, :time]),
         resets=jnp.asarray(resets[:, :time]),
         reverse=reverse,
@@ -160,8 +186,11 @@ def only_recurrent(zx: Any, zh: Any) -> Any:
     return jnp.tanh(0.5 + zh)
 
 
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
 @pytest.mark.parametrize("function", [compared, stopped, only_input, only_recurrent])
-def test_gates_that_use_the_two_products_apart(function: Any) -> None:
+def test_gates_that_use_the_two_products_apart(
+    function: Any, schedule: Schedule
+) -> None:
     """The sum of the products is not all that counts, gradient or no gradient."""
 
     def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
@@ -170,36 +199,94 @@ def test_gates_that_use_the_two_products_apart(function: Any) -> None:
 
     cell = lj.gated(HIDDEN, 1, gates)
     params, xs = random_params(cell), random_xs(BATCH, 7)
-    fused, autodiff = (
-        outputs_and_gradients(cell, params, xs, implementation=implementation)
-        for implementation in ("fused", "autodiff")
+    fused = outputs_and_gradients(
+        cell, params, xs, schedule=schedule, implementation="fused"
     )
+    autodiff = outputs_and_gradients(cell, params, xs, implementation="autodiff")
     assert_close(fused, autodiff)
 
 
-def test_integers_in_carry_and_outputs() -> None:
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_integers_in_carry_and_outputs(
+    shape: tuple[int, ...], schedule: Schedule
+) -> None:
     """A step counter, and choices as outputs: nothing to differentiate."""
 
     def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
-        h = jnp.tanh(zx + zh) / (1 + carry.c.astype(zx.dtype))
+        h = jnp.tanh(zx + zh) / (1 + jnp.max(carry.c)).astype(zx.dtype)
         return lj.LSTMCarry(h, carry.c + 1), (h, jnp.argmax(h), h > 0)
 
     def initial_carry(params: Any, batch_size: int) -> Any:
         h = jnp.zeros((batch_size, HIDDEN), params["kernel"].dtype)
-        return lj.LSTMCarry(h, jnp.zeros(batch_size, jnp.int32))
+        return lj.LSTMCarry(h, jnp.zeros((batch_size, *shape), jnp.int32))
 
     cell = lj.gated(HIDDEN, 1, gates, lj.LSTMCarry, initial_carry=initial_carry)
     params = random_params(cell)
-    mask, resets, xs = random_steps(7)
-    fused, autodiff = (
-        outputs_and_gradients(
+    mask, resets, xs = random_steps(26)
+
+    def run(implementation: str, schedule: Schedule | None = None) -> Any:
+        return outputs_and_gradients(
             cell,
             params,
             xs,
+            schedule=schedule,
             mask=jnp.asarray(mask),
             resets=jnp.asarray(resets),
             implementation=implementation,
         )
-        for implementation in ("fused", "autodiff")
-    )
-    assert_close(fused, autodiff)
+
+    assert_close(run("fused", schedule), run("autodiff"))
+
+
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+def test_outputs_that_nothing_reads(schedule: Schedule) -> None:
+    """Gradients of the last carry alone, of one entry of the outputs, of no output."""
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        h = jnp.tanh(zx + zh)
+        return lj.HiddenCarry(h), (h, None, {"twice": 2 * h, "count": jnp.argmax(h)})
+
+    cell = lj.gated(HIDDEN, 1, gates)
+    params, xs = random_params(cell), random_xs(BATCH, 26)
+
+    def read(which: str, implementation: str) -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            carry, (h, _, more) = lj.unroll(
+                cell, params, xs, implementation=implementation
+            )
+            parts = {"carry": carry, "h": h, "twice": more["twice"], "none": ()}
+            return weighted_sum(parts[which])
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, xs)
+
+    for which in ("carry", "h", "twice", "none"):
+        with scheduled(schedule):
+            fused = read(which, "fused")
+        assert_close(fused, read(which, "autodiff"))
+
+
+@pytest.mark.parametrize("schedule", LAYOUTS.values(), ids=LAYOUTS)
+def test_few_rows(schedule: Schedule) -> None:
+    """None, and one."""
+    cell = CELLS["gru"]
+    params = random_params(cell)
+    for batch in (0, 1):
+        xs = random_xs(batch, 26)
+        fused = outputs_and_gradients(
+            cell, params, xs, schedule=schedule, implementation="fused"
+        )
+        autodiff = outputs_and_gradients(cell, params, xs, implementation="autodiff")
+        assert_close(fused, autodiff)
+
+
+def test_layouts_that_cannot_be() -> None:
+    own, lstm = CELLS["drop_connect"], CELLS["lstm"]
+    for cell, schedule in (
+        (lstm, ROWS_LAST._replace(hoist=True)),
+        (lstm, ROWS_LAST._replace(turned=True)),
+    ):
+        with scheduled(schedule), pytest.raises(ValueError, match="rows last"):
+            lj.unroll(cell, random_params(cell), random_xs(BATCH, 2))
+    with scheduled(ROWS_LAST):  # as `schedule_for`, takes rows first for such a cell
+        lj.unroll(own, random_params(own), random_xs(BATCH, 2))

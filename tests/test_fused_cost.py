@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from example_cells import random_xs
+from schedules import ROWS_FIRST, ROWS_LAST, scheduled
 
 import lstm_jax as lj
+from lstm_jax.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -31,9 +33,11 @@ def saved_bytes(implementation: str) -> int:
     return sum(a.nbytes for a in saved if a.shape not in given)
 
 
-def test_forward_saves_six_arrays() -> None:
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+def test_forward_saves_six_arrays(schedule: Schedule) -> None:
     array = TIME * BATCH * HIDDEN * 4
-    assert 5.9 * array < saved_bytes("fused") <= 6 * array
+    with scheduled(schedule):
+        assert 5.9 * array < saved_bytes("fused") <= 6 * array
     assert saved_bytes("autodiff") > 8 * array
 
 
@@ -99,14 +103,24 @@ GATES_INPUT = (BATCH, 4 * HIDDEN)
 WEIGHT_GRADIENTS = [(INPUT, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN)]
 
 
-def test_weight_gradient_is_not_in_the_innermost_loop() -> None:
-    chunks, forward = loops(trace("fused"))
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+def test_weight_gradient_is_not_in_the_innermost_loop(schedule: Schedule) -> None:
+    with scheduled(schedule):
+        chunks, forward = loops(trace("fused"))
     (backward,) = loops(chunks)
     assert loops(forward) == loops(backward) == []
-    assert products(forward) == [GATES_INPUT, GATES_INPUT]
-    assert products(backward) == [(BATCH, HIDDEN)]  # the carry's gradient alone
+
+    def shapes(*shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        turned = schedule == ROWS_LAST
+        return sorted(tuple(reversed(s)) if turned else s for s in shapes)
+
+    assert products(forward) == shapes(GATES_INPUT, GATES_INPUT)
+    # The carry's gradient alone.
+    assert products(backward) == shapes((BATCH, HIDDEN))
     chunk = (TIME // 2, BATCH, INPUT)
-    assert sorted(products(chunks)) == sorted([chunk, *WEIGHT_GRADIENTS])
+    if schedule == ROWS_LAST:
+        chunk = (BATCH, TIME // 2, INPUT)
+    assert products(chunks) == shapes(chunk, *WEIGHT_GRADIENTS)
 
 
 def test_autodiff_has_the_weight_gradient_in_its_loop() -> None:
@@ -118,8 +132,10 @@ def test_autodiff_has_the_weight_gradient_in_its_loop() -> None:
     assert sum(BATCH not in shape for shape in found) == 2
 
 
-def test_operands_are_cast() -> None:
-    chunks, forward = loops(trace("fused", lj.lstm(HIDDEN, dtype=jnp.bfloat16)))
+@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+def test_operands_are_cast(schedule: Schedule) -> None:
+    with scheduled(schedule):
+        chunks, forward = loops(trace("fused", lj.lstm(HIDDEN, dtype=jnp.bfloat16)))
     (backward,) = loops(chunks)
     for dot in (*dots(forward), *dots(chunks), *dots(backward)):
         assert [operand.aval.dtype for operand in dot.invars] == [jnp.bfloat16] * 2

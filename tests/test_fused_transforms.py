@@ -1,6 +1,6 @@
 """The fused path under jax's transformations, and differentiated twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from example_cells import CELLS, noise_key, random_carry, random_params, random_xs
 from reference import assert_close, weighted_sum
+from schedules import ROWS_LAST, scheduled
 
 import lstm_jax as lj
 
@@ -20,6 +21,13 @@ MASK = RNG.random((BATCH, TIME)) < 0.7
 RESETS = RNG.random((BATCH, TIME)) < 0.3
 
 Loss = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def rows_last() -> Iterator[None]:
+    """The layout with more axes to move; a cell with its own product has the other."""
+    with scheduled(ROWS_LAST):
+        yield
 
 
 def make_loss(cell: lj.Cell, implementation: str) -> Loss:

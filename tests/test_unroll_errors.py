@@ -101,9 +101,10 @@ def test_xs_must_have_three_axes() -> None:
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])
 def test_xs_of_another_width_are_a_value_error(implementation: str) -> None:
     cell = CELLS["lstm"]
-    xs = jnp.zeros((BATCH, TIME, INPUT + 1))
-    with pytest.raises(ValueError, match="xs"):
-        lj.unroll(cell, random_params(cell), xs, implementation=implementation)
+    for batch in (BATCH, 64):  # rows first, and last
+        xs = jnp.zeros((batch, TIME, INPUT + 1))
+        with pytest.raises(ValueError, match="xs"):
+            lj.unroll(cell, random_params(cell), xs, implementation=implementation)
 
 
 def test_fused_needs_gates() -> None:

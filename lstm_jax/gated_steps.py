@@ -1,0 +1,142 @@
+"""What a gated cell computes in a step, for all rows: shared by its loops."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from lstm_jax import layout
+from lstm_jax.cells import Fused, Noise, Params, extras_of, recurrent_product
+from lstm_jax.cotangents import add
+from lstm_jax.layout import FIRST, LAST, RowAxis, where_rows
+
+
+class Inputs(NamedTuple):
+    """What the loop reads; leaves are [T, B, ...], in a step [B, ...].
+
+    Attributes:
+      x: [T, B, D].
+      valid: [T, B] bool, or None where every step is valid.
+      reset: [T, B] bool, or None where nothing is reset.
+      noise: `Noise.step`, or None.
+    """
+
+    x: Any
+    valid: Any
+    reset: Any
+    noise: PyTree
+
+
+def masked(inputs: Inputs) -> Inputs:
+    """x is zero at masked steps: no content of the padding reaches a product."""
+    if inputs.valid is None:
+        return inputs
+    x = jnp.where(jnp.expand_dims(inputs.valid, -1), inputs.x, 0)
+    return inputs._replace(x=x)
+
+
+def gates_of_rows(
+    fused: Fused,
+    params: Params,
+    noise: Noise | None,
+    rows: RowAxis = FIRST,
+    *,
+    additive: bool,
+    return_carries: bool,
+) -> Callable[..., tuple[Any, PyTree]]:
+    """The gates of all rows, and what a masked step does.
+
+    Args:
+      fused: the cell's `fused`.
+      params: its parameters, of which the shapes count.
+      noise: None, or its noise.
+      rows: the axis of the rows in what the gates are given.
+      additive: the gates use zx and zh in their sum only.
+      return_carries: as in `lstm_jax.unroll`.
+
+    Returns:
+      gates(extras, carry, z, valid, noise) -> (carry, (y, carries)), where z is
+      (zx + zh,) if additive, else (zx, zh), and extras are as `make_ready` gives them.
+    """
+    noise_axes = None if noise is None else Noise(None, rows, rows)
+    extras_axes = jax.tree.map(
+        lambda a: rows if _is_spread(a, rows) else None, extras_of(params)
+    )
+    axes = (extras_axes, rows, rows, rows, noise_axes)
+    of_rows = jax.vmap(fused.gates, in_axes=axes, out_axes=rows)
+
+    def gates(
+        extras: Params, carry: Any, z: tuple[Array, ...], valid: Any, noise: Any
+    ) -> tuple[Any, PyTree]:
+        zx, zh = (*z, jnp.zeros_like(z[0])) if additive else z
+        new, y = of_rows(extras, carry, zx, zh, noise)
+        if valid is not None:
+            new = where_rows(valid, new, carry, rows)
+            y = where_rows(valid, y, jax.tree.map(jnp.zeros_like, y), rows)
+        return new, (y, new if return_carries else ())
+
+    return gates
+
+
+def make_ready(fused: Fused, params: Params, batch: int, rows: RowAxis) -> Params:
+    """The parameters as the steps of a layout read them.
+
+    Rows last, the vectors among the extras are handed to each row: where rows meet an
+    array without them `jax.vmap` moves the rows first, and a gate is contiguous no
+    more.
+    """
+    kernels = ["kernel", "recurrent_kernel"][: 2 if fused.recurrent is None else 1]
+
+    def spread(extra: Array) -> Array:
+        if not _is_spread(extra, rows):
+            return extra
+        return jnp.broadcast_to(jnp.expand_dims(extra, 1), (extra.shape[0], batch))
+
+    extras = jax.tree.map(spread, extras_of(params))
+    ready = {name: layout.ready_kernel(params[name], rows) for name in kernels}
+    return params | ready | extras
+
+
+def _is_spread(extra: Array, rows: RowAxis) -> bool:
+    return rows == LAST and extra.ndim == 1
+
+
+def weight_gradient(
+    fused: Fused,
+    params: Params,
+    xs: Float[Array, "K B D"],
+    hs: Float[Array, "K B H"],
+    dzs: tuple[Array, ...],
+    noise: Noise | None,
+    rows: RowAxis = FIRST,
+) -> Params:
+    """Gradient of what `make_ready` gives the products, summed over K steps.
+
+    Args:
+      fused: the cell's `fused`.
+      params: its parameters.
+      xs: inputs of the steps.
+      hs: h before each step.
+      dzs: cotangents of the gates' input, as `layout.room_for` has them.
+      noise: of the steps.
+      rows: where rows are in dzs; first for a cell with a product of its own.
+    """
+    dzx, dzh = dzs[0], dzs[-1]
+    gradient = {
+        "kernel": layout.pull_kernel(xs, dzx, fused.dtype, rows),
+        "bias": layout.pull_bias(dzx, rows),
+    }
+    if fused.recurrent is None:
+        of_state = layout.pull_kernel(hs, dzh, fused.dtype, rows)
+        return gradient | {"recurrent_kernel": of_state}
+    axes = None if noise is None else Noise(None, None, 0)
+
+    def step(params: Params, h: Float[Array, "B H"], noise: Noise | None) -> Array:
+        return recurrent_product(fused, params, h, noise)
+
+    steps = jax.vmap(step, in_axes=(None, 0, axes))
+    _, pull = jax.vjp(lambda params: steps(params, hs, noise), params)
+    own = pull(dzh)[0]
+    return own | add({k: own[k] for k in gradient}, gradient)
