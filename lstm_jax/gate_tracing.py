@@ -1,12 +1,13 @@
-"""What the fused path learns of a cell by tracing its gates."""
+"""What is learnt of a cell by tracing it."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from lstm_jax.cells import Fused, Noise, Params, extras_of
+from lstm_jax.cells import Cell, Fused, Noise, Params, extras_of
 
 
 def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> bool:
@@ -60,6 +61,29 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
         and all(among(users[0].invars))
         and not any(among(traced.jaxpr.outvars))
     )
+
+
+def outputs_state(cell: Cell) -> bool:
+    """Whether a step's output is the h that it carries on, with noise and without."""
+    if cell.unroll is not None:
+        return False
+
+    def step(key: Any, x: Array, noisy: bool) -> Any:
+        params = cell.init(key, 1)
+        carry, noise = cell.initial_carry(params, 1), ()
+        if noisy and cell.noise is not None:
+            drawn = cell.noise(key, params, 1, 1)
+            noise = (drawn._replace(step=jax.tree.map(lambda a: a[0], drawn.step)),)
+        return cell.step(params, carry, x, *noise)
+
+    def is_state(noisy: bool) -> bool:
+        traced, shapes = jax.make_jaxpr(step, static_argnums=2, return_shape=True)(
+            jax.random.key(0), jnp.zeros((1, 1)), noisy
+        )
+        new, y = jax.tree.unflatten(jax.tree.structure(shapes), traced.jaxpr.outvars)
+        return getattr(new, "h", None) is y
+
+    return all(is_state(noisy) for noisy in (False, True))
 
 
 def _refuse_closure(name: str, traced: Any) -> None:

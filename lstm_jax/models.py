@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from lstm_jax.cells import Activation, Cell, Initializer
+from lstm_jax.gate_tracing import outputs_state
 from lstm_jax.layers import Bidirectional, Recurrent, Stack
 
 __all__ = [
@@ -84,14 +85,19 @@ class SequenceClassifier(nn.Module):
         xs = drop(
             self.embedding_dropout, _features(inputs, self.vocab_size, size, init)
         )
-        _, ys = Stack(
+        carries, ys = Stack(
             self.cells,
             self.dropout,
             self.input_dropout,
             self.bidirectional,
             name="recurrent",
         )(xs, lengths=lengths, deterministic=deterministic)
-        out = drop(self.dropout, _pool(ys, lengths, self.pooling, self.bidirectional))
+        last = self.pooling == "last" and bool(self.cells) and xs.shape[1] > 0
+        if last and outputs_state(self.cells[-1]):
+            out = _last_state(carries[-1], lengths, self.bidirectional)
+        else:
+            out = _pool(ys, lengths, self.pooling, self.bidirectional)
+        out = drop(self.dropout, out)
         for i, features in enumerate(self.dense):
             dense = nn.Dense(
                 features, kernel_init=self.head_kernel_init, name=f"dense_{i}"
@@ -218,6 +224,17 @@ def _valid(
 ) -> Bool[Array, "B T"]:
     steps = jnp.expand_dims(jnp.arange(ys.shape[1]), 0)
     return steps < jnp.expand_dims(lengths, 1)
+
+
+def _last_state(
+    carry: Any, lengths: Integer[Array, " B"] | None, bidirectional: bool
+) -> Float[Array, "B Y"]:
+    """As `_last_output` where outputs are states, without an array of all of them."""
+    carries = carry if bidirectional else (carry,)
+    last = jnp.concatenate([carry.h for carry in carries], axis=-1)
+    if lengths is None:
+        return last
+    return jnp.where(jnp.expand_dims(lengths > 0, -1), last, 0)
 
 
 def _last_output(

@@ -1,0 +1,81 @@
+"""What tracing tells of a cell, and a classifier that goes by it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_cells import CELLS
+from random_modules import HIDDEN, LENGTHS, assert_close, draw_inputs, draw_params, head
+
+import lstm_jax as lj
+from lstm_jax.gate_tracing import outputs_state
+from lstm_jax.models import SequenceClassifier
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+def state(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(h), h
+
+
+def doubled(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(h), 2 * h
+
+
+def paired(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(h), (h, h)
+
+
+def dropped(extras: Any, carry: Any, zx: Any, zh: Any, noise: Any) -> Any:
+    """The output is the state only where there is no noise."""
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(h), h if noise is None else h * noise.sequence
+
+
+def keep(key: Any, params: Any, batch: int, time: int) -> lj.Noise:
+    return lj.Noise(sequence=jnp.ones((batch, HIDDEN)))
+
+
+def begun(params: Any, batch: int) -> lj.HiddenCarry:
+    return lj.HiddenCarry(jnp.ones((batch, HIDDEN)))
+
+
+STATE = {
+    "lstm": lj.lstm(HIDDEN),
+    "gru": lj.gru(HIDDEN),
+    "gru_before": lj.gru(HIDDEN, reset_after=False),  # has no gates
+    "begun": lj.gated(HIDDEN, 1, state, initial_carry=begun),
+    "zoneout": CELLS["zoneout"],
+}
+OTHER = {
+    "doubled": lj.gated(HIDDEN, 1, doubled),
+    "paired": lj.gated(HIDDEN, 1, paired),
+    "dropped": lj.gated(HIDDEN, 1, dropped, noise=keep),
+}
+
+
+@pytest.mark.parametrize("name", STATE | OTHER)
+def test_outputs_state(name: str) -> None:
+    assert outputs_state((STATE | OTHER)[name]) == (name in STATE)
+
+
+@pytest.mark.parametrize("name", ["gru", "begun", "doubled", "dropped"])
+def test_classifier_reads_the_last_output(name: str) -> None:
+    """Whether it is the state or not; zeros where a row is empty."""
+    cell, xs = (STATE | OTHER)[name], draw_inputs()
+    module = SequenceClassifier((cell,), 7)
+    params = draw_params(module, xs)
+    inner = params["recurrent"]["layer_0"]["cell"]
+    ys = np.asarray(lj.unroll(cell, inner, xs, lengths=LENGTHS)[1])
+    lengths = np.asarray(LENGTHS)
+    last = ys[np.arange(len(lengths)), np.maximum(lengths - 1, 0)]
+    assert min(lengths) == 0
+    assert not last[lengths == 0].any()
+    apply = jax.jit(functools.partial(module.apply, {"params": params}))
+    assert_close(apply(xs, lengths=LENGTHS), head(params, last))
