@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from lstm_jax import sharding
+from lstm_jax import layout, sharding
 from lstm_jax.cells import Cell
 from lstm_jax.layers import Recurrent
 from lstm_jax.schedule import schedule_for
@@ -30,6 +30,7 @@ class Call(NamedTuple):
       features: numbers in a step's input.
       reverse: as in `unroll`.
       masked: some steps are not valid.
+      resets: some steps begin a sequence.
       noisy: the cell draws noise.
       implementation: as in `unroll`.
     """
@@ -41,6 +42,7 @@ class Call(NamedTuple):
     features: int
     reverse: bool = False
     masked: bool = False
+    resets: bool = False
     noisy: bool = False
     implementation: Implementation = "auto"
 
@@ -60,6 +62,7 @@ def calls_of(task: Task, batch_size: int) -> list[Call]:
                     *args[0].shape,
                     reverse=layer.reverse,
                     masked=any(mask is not None for mask in masks),
+                    resets=options.get("resets") is not None,
                     noisy=layer.cell.noise is not None,
                     implementation=layer.implementation,
                 )
@@ -100,24 +103,31 @@ def explain(call: Call, peak: float) -> str:
         the floor is what the products would take at that speed.
     """
     forward, training, saved = _programs(call)
-    differentiated = _programs(call._replace(implementation="autodiff"))[2]
+    plain = _programs(call._replace(implementation="autodiff"))
     arguments = _arguments(call)
     lines = [
         f"{call.name}: {call.batch} rows, {call.time} steps, {call.features} features",
         f"  path      {_path(call)}",
         f"  saved     {saved / 1e6:.3g} MB for the backward pass; "
-        f"{differentiated / 1e6:.3g} MB where jax differentiates through the loop",
+        f"{plain[2] / 1e6:.3g} MB where jax differentiates through the loop",
     ]
-    for name, program in (("forward ", forward), ("training", training)):
-        found = _products(jax.make_jaxpr(program)(*arguments).jaxpr)
+    # What a kernel computes is not in the program that calls it.
+    one_kernel = call.implementation in ("cudnn", "pallas")
+    counted = plain[:2] if one_kernel else (forward, training)
+    for name, program, count in (
+        ("forward ", forward, counted[0]),
+        ("training", training, counted[1]),
+    ):
+        found = _products(jax.make_jaxpr(count)(*arguments).jaxpr)
         operations = sum(size * times for size, times in found)
         operations *= sharding.shards(call.batch)
         a_step = sum(times for _, times in found) / call.time
         seconds = measure(jax.jit(program), arguments)
         share = operations / peak / seconds
+        how = "in a kernel" if one_kernel else f"in {a_step:.3g} products a step"
         lines.append(
-            f"  {name}  {1000 * seconds:.3g} ms for {operations / 1e9:.3g} GFLOP in "
-            f"{a_step:.3g} products a step: {share:.0%} of the floor"
+            f"  {name}  {1000 * seconds:.3g} ms for {operations / 1e9:.3g} GFLOP "
+            f"{how}: {share:.0%} of the floor"
         )
     return "\n".join(lines)
 
@@ -154,6 +164,7 @@ def _arguments(call: Call) -> tuple[Any, ...]:
 def _programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
     """The layer, its gradient, and the bytes that its forward pass saves for it."""
     lengths = jnp.full(call.batch, call.time) if call.masked else None
+    resets = jnp.zeros((call.batch, call.time), bool) if call.resets else None
 
     def forward(params: Any, xs: Any) -> Any:
         return unroll(
@@ -161,6 +172,7 @@ def _programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
             params,
             xs,
             lengths=lengths,
+            resets=resets,
             reverse=call.reverse,
             key=jax.random.key(0) if call.noisy else None,
             implementation=call.implementation,
@@ -193,13 +205,16 @@ def _path(call: Call) -> str:
             f"autodiff, {where}: the cell was not made by gated, and is differentiated "
             "through the loop"
         )
-    schedule = schedule_for(jax.default_backend(), call.time)
+    schedule = schedule_for(
+        jax.default_backend(), call.cell.fused, call.batch // shards, call.time
+    )
+    rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"
     return (
         f"fused, {where}: the cell was made by gated\n"
-        f"  layout    product of the inputs {hoisted}, weight gradients in chunks of "
-        f"{min(schedule.chunk, call.time)} steps, loops "
-        f"unrolled by {schedule.unroll}: {schedule.why}"
+        f"  layout    rows {rows} in a step's arrays, product of the inputs {hoisted}, "
+        f"weight gradients in chunks of {schedule.chunk} steps, loops unrolled by "
+        f"{schedule.unroll}: {schedule.why}"
     )
 
 

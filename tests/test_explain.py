@@ -42,7 +42,8 @@ def test_fused() -> None:
     _, operations, products, share = numbers(told["training"])
     assert operations == pytest.approx(3 * of_rows, rel=0.01)
     # One in the loop backward, and three a chunk.
-    chunks = TIME / schedule_for("cpu", TIME).chunk
+    assert CALL.cell.fused is not None
+    chunks = TIME / schedule_for("cpu", CALL.cell.fused, BATCH, TIME).chunk
     assert products == pytest.approx(3 + 3 * chunks / TIME, rel=0.01)
     assert share > 0
 
@@ -68,6 +69,25 @@ def test_autodiff() -> None:
     assert "layout" not in told
     asked = lines(CALL._replace(implementation="autodiff"))
     assert "autodiff, asked for" in asked["path"]
+
+
+def test_kernel() -> None:
+    """What a kernel computes is counted, though no program shows it."""
+    call = CALL._replace(cell=lj.lstm(128), batch=8, time=3, implementation="pallas")
+    told = lines(call)
+    assert "pallas, asked for" in told["path"]
+    assert "in a kernel" in told["forward"]
+    operations = 2 * 8 * 3 * 4 * 128 * (FEATURES + 128) / 1e9
+    assert numbers(told["forward"])[1] == pytest.approx(operations, rel=0.01)
+    assert numbers(told["training"])[1] == pytest.approx(3 * operations, rel=0.01)
+
+
+def test_resets() -> None:
+    """They are run with, and their mask is saved for the backward pass."""
+    plain, reset = (
+        explain._programs(CALL._replace(resets=r))[2] for r in (False, True)
+    )
+    assert reset - plain == BATCH * TIME
 
 
 def test_finds_the_layers_of_a_task() -> None:
