@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unittest import mock
 
 import jax
 import pytest
+from jax._src.array import ArrayImpl
 from toy_runs import BATCH, ragged_task, toy_config, toy_task
 
 import lstm_jax as lj
@@ -84,6 +86,61 @@ def test_the_guard_sees_a_transfer(tmp_path: Path) -> None:
         after_the_first_epoch(guard("disallow_explicit"), guard("allow")),
     ):
         lj.fit(config_of(task), task, tmp_path)
+
+
+@contextlib.contextmanager
+def reads_outside_of_fetch() -> Iterator[list[str]]:
+    """After the first epoch: where an array's content is asked for elsewhere."""
+    fetch, content = training.fetch, ArrayImpl._value
+    outside: list[str] = []
+    watching = False
+
+    def watch(wanted: bool) -> Any:
+        def begin_or_end() -> None:
+            nonlocal watching
+            watching = wanted
+
+        return begin_or_end
+
+    def read(array: Any) -> Any:
+        stack = traceback.extract_stack()
+        if watching and not any(frame.name == "fetch_inside" for frame in stack):
+            outside.append(str(stack[-2]))
+        return content.fget(array)
+
+    def fetch_inside(tree: Any) -> Any:
+        return fetch(tree)
+
+    with (
+        mock.patch.object(ArrayImpl, "_value", property(read)),
+        mock.patch.object(training, "fetch", fetch_inside),
+        after_the_first_epoch(watch(True), watch(False)),
+    ):
+        yield outside
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_nothing_is_read_outside_of_fetch(tmp_path: Path, name: str) -> None:
+    task = TASKS[name]()
+    with reads_outside_of_fetch() as outside:
+        lj.fit(config_of(task), task, tmp_path)
+    assert outside == []
+
+
+def test_a_read_outside_of_fetch_is_seen(tmp_path: Path) -> None:
+    """What the test above would see."""
+    means, task = training._means, toy_task()
+
+    def reading(task: Task, sums: Any) -> Any:
+        float(sums["loss"])
+        return means(task, sums)
+
+    with (
+        mock.patch.object(training, "_means", reading),
+        reads_outside_of_fetch() as outside,
+    ):
+        lj.fit(config_of(task), task, tmp_path)
+    assert len(outside) >= EPOCHS - 1
 
 
 @pytest.mark.parametrize("name", TASKS)
