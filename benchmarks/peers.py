@@ -14,6 +14,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import random
 import sys
 import time
 import warnings
@@ -107,10 +108,11 @@ def measure(
     seconds: dict[str, dict[str, list[float]]] = {}
     for which in STEPS:
         times = seconds[which] = {name: [] for name in pipes}
-        for _ in range(rounds):
-            for name, pipe in pipes.items():
-                pipe.send(which)
-                times[name].append(pipe.recv())
+        for i in range(rounds):
+            # In another order each time: nobody always follows the same one.
+            for name in random.Random(i).sample(list(pipes), len(pipes)):
+                pipes[name].send(which)
+                times[name].append(pipes[name].recv())
     for name, pipe, worker in started:
         if name in pipes:
             pipe.send(None)

@@ -19,7 +19,8 @@ class Work(NamedTuple):
       bidirectional: in both directions.
       dense: units of a ReLU layer before the head; 0: there is none.
       dropout: after each recurrent and dense layer.
-      steps: steps timed at once: a short step is over before a clock is read.
+      steps: steps timed at once, in one dispatch where a candidate can: a short step is
+        over before a clock is read, and a dispatch allocates its memory anew.
     """
 
     batch: int
@@ -38,22 +39,24 @@ class Work(NamedTuple):
 
 
 WORKS = {
-    "S2 imdb_lstm": Work(128, 500, 0, 100, 1, vocabulary=5000, embedding=32),
-    "S2 with GRU": Work(128, 500, 0, 100, 1, "gru", vocabulary=5000, embedding=32),
+    "S2 imdb_lstm": Work(128, 500, 0, 100, 1, vocabulary=5000, embedding=32, steps=5),
+    "S2 with GRU": Work(
+        128, 500, 0, 100, 1, "gru", vocabulary=5000, embedding=32, steps=5
+    ),
     "S3 imdb_bilstm": Work(
         *(128, 200, 0, 64, 1),
         bidirectional=True,
         vocabulary=10_000,
         embedding=128,
         dropout=0.5,
-        steps=2,
+        steps=5,
     ),
     "S4 mnist_rnn": Work(32, 28, 28, 32, 10, "rnn", steps=20),
     "S5 mnist_lstm": Work(
         32, 28, 28, 128, 10, layers=2, dense=32, dropout=0.2, steps=20
     ),
-    "S6 fable_tf1": Work(1, 3, 1, 512, 112, layers=2, steps=20),
-    "large": Work(64, 64, 512, 512, 10, layers=2),
+    "S6 fable_tf1": Work(1, 3, 1, 512, 112, layers=2, steps=1000),
+    "large": Work(64, 64, 512, 512, 10, layers=2, steps=2),
 }
 
 

@@ -32,7 +32,9 @@ def make(work: Work, devices: int | None) -> dict[str, Callable[[], Any]]:
         loss: Any = keras.losses.BinaryCrossentropy(from_logits=True)
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer="adam", loss=loss, steps_per_execution=work.steps)
+    # A program of more steps takes minutes to compile.
+    at_once = min(work.steps, 20)
+    model.compile(optimizer="adam", loss=loss, steps_per_execution=at_once)
     inputs, labels = arrays(work)
     options = {"batch_size": work.batch, "verbose": 0}
     return {
