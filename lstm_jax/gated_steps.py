@@ -119,7 +119,7 @@ def weight_gradient(
       params: its parameters.
       xs: inputs of the steps.
       hs: h before each step.
-      dzs: cotangents of the gates' input, as `layout.room_for` has them.
+      dzs: cotangents of the gates' input, as in `layout.pull_product`.
       noise: of the steps.
       rows: where rows are in dzs; first for a cell with a product of its own.
     """
