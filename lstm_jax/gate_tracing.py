@@ -63,13 +63,18 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
     )
 
 
-def outputs_state(cell: Cell) -> bool:
-    """Whether a step's output is the h that it carries on, with noise and without."""
+def outputs_state(cell: Cell, features: int) -> bool:
+    """Whether a step's output is the h that it carries on, with noise and without.
+
+    Args:
+      cell: any cell.
+      features: of its inputs.
+    """
     if cell.unroll is not None:
         return False
 
     def step(key: Any, x: Array, noisy: bool) -> Any:
-        params = cell.init(key, 1)
+        params = cell.init(key, features)
         carry, noise = cell.initial_carry(params, 1), ()
         if noisy and cell.noise is not None:
             drawn = cell.noise(key, params, 1, 1)
@@ -78,7 +83,7 @@ def outputs_state(cell: Cell) -> bool:
 
     def is_state(noisy: bool) -> bool:
         traced, shapes = jax.make_jaxpr(step, static_argnums=2, return_shape=True)(
-            jax.random.key(0), jnp.zeros((1, 1)), noisy
+            jax.random.key(0), jnp.zeros((1, features)), noisy
         )
         new, y = jax.tree.unflatten(jax.tree.structure(shapes), traced.jaxpr.outvars)
         return getattr(new, "h", None) is y

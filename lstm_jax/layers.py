@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from lstm_jax.cells import Cell
+from lstm_jax.gate_tracing import outputs_state
 from lstm_jax.unroll import Implementation, unroll
 
 
@@ -107,11 +108,16 @@ class Stack(nn.Module):
         xs: Float[Array, "B T D"],
         carries: tuple[Any, ...] | None = None,
         *,
+        last_only: bool = False,
         deterministic: bool = True,
         **options: Any,
-    ) -> tuple[tuple[Any, ...], Float[Array, "B T Y"]]:
-        """Returns (carries, ys), a carry a layer; `options` as `Recurrent`."""
-        final = []
+    ) -> tuple[tuple[Any, ...], Float[Array, "B *T Y"]]:
+        """Returns (carries, ys), a carry a layer; `options` as `Recurrent`.
+
+        With `last_only` ys are [B, Y]: y at each row's last valid step in running
+        order, zeros for an empty row. It takes `lengths`, not `mask`.
+        """
+        final, size = [], xs.shape[-1]
         for i, cell in enumerate(self.cells):
             if i > 0 and self.dropout:
                 xs = nn.Dropout(self.dropout)(xs, deterministic=deterministic)
@@ -120,8 +126,46 @@ class Stack(nn.Module):
                 xs = whole(xs, deterministic=deterministic)
             layer = Bidirectional if self.bidirectional else Recurrent
             given = () if carries is None else (carries[i],)
+            size = xs.shape[-1]
             carry, xs = layer(cell, name=f"layer_{i}")(
                 xs, *given, deterministic=deterministic, **options
             )
             final.append(carry)
-        return tuple(final), xs
+        if not last_only:
+            return tuple(final), xs
+        lengths = options.get("lengths")
+        if final and xs.shape[1] and outputs_state(self.cells[-1], size):
+            # No array of all outputs is written.
+            return tuple(final), _last_state(final[-1], lengths, self.bidirectional)
+        return tuple(final), _last_output(xs, lengths, self.bidirectional)
+
+
+def _last_state(
+    carry: Any, lengths: Integer[Array, " B"] | None, bidirectional: bool
+) -> Float[Array, "B Y"]:
+    """As `_last_output`, where outputs are states."""
+    carries = carry if bidirectional else (carry,)
+    last = jnp.concatenate([carry.h for carry in carries], axis=-1)
+    if lengths is None:
+        return last
+    return jnp.where(jnp.expand_dims(lengths > 0, -1), last, 0)
+
+
+def _last_output(
+    ys: Float[Array, "B T Y"], lengths: Integer[Array, " B"] | None, bidirectional: bool
+) -> Float[Array, "B Y"]:
+    """y at the last valid step in running order; zeros for an empty row."""
+    batch, time, size = ys.shape
+    if time == 0:
+        return jnp.zeros((batch, size), ys.dtype)
+    if lengths is None:
+        last = ys[:, -1]
+    else:
+        # ys is zero at masked steps, so an empty row may read any of them.
+        at = jnp.clip(lengths - 1, 0, time - 1).reshape(-1, 1, 1)
+        last = jnp.take_along_axis(ys, at, axis=1)[:, 0]
+    if not bidirectional:
+        return last
+    forward, _ = jnp.split(last, 2, axis=-1)
+    _, backward = jnp.split(ys[:, 0], 2, axis=-1)
+    return jnp.concatenate([forward, backward], axis=-1)

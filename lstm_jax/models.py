@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from lstm_jax.cells import Activation, Cell, Initializer
-from lstm_jax.gate_tracing import outputs_state
 from lstm_jax.layers import Bidirectional, Recurrent, Stack
 
 __all__ = [
@@ -85,19 +84,18 @@ class SequenceClassifier(nn.Module):
         xs = drop(
             self.embedding_dropout, _features(inputs, self.vocab_size, size, init)
         )
-        carries, ys = Stack(
+        last_only = self.pooling == "last"
+        stack = Stack(
             self.cells,
             self.dropout,
             self.input_dropout,
             self.bidirectional,
             name="recurrent",
-        )(xs, lengths=lengths, deterministic=deterministic)
-        last = self.pooling == "last" and bool(self.cells) and xs.shape[1] > 0
-        if last and outputs_state(self.cells[-1]):
-            out = _last_state(carries[-1], lengths, self.bidirectional)
-        else:
-            out = _pool(ys, lengths, self.pooling, self.bidirectional)
-        out = drop(self.dropout, out)
+        )
+        _, ys = stack(
+            xs, last_only=last_only, lengths=lengths, deterministic=deterministic
+        )
+        out = drop(self.dropout, ys if last_only else _pool(ys, lengths, self.pooling))
         for i, features in enumerate(self.dense):
             dense = nn.Dense(
                 features, kernel_init=self.head_kernel_init, name=f"dense_{i}"
@@ -204,11 +202,8 @@ def _pool(
     ys: Float[Array, "B T Y"],
     lengths: Integer[Array, " B"] | None,
     pooling: Pooling,
-    bidirectional: bool,
 ) -> Float[Array, "B Y"]:
-    """One vector a row, of its valid steps; zeros for an empty row."""
-    if pooling == "last":
-        return _last_output(ys, lengths, bidirectional)
+    """Mean or max over a row's valid steps; zeros for an empty row."""
     if lengths is None:
         lengths = jnp.full(ys.shape[0], ys.shape[1])
     count = jnp.expand_dims(jnp.clip(lengths, 0, ys.shape[1]), -1)
@@ -224,34 +219,3 @@ def _valid(
 ) -> Bool[Array, "B T"]:
     steps = jnp.expand_dims(jnp.arange(ys.shape[1]), 0)
     return steps < jnp.expand_dims(lengths, 1)
-
-
-def _last_state(
-    carry: Any, lengths: Integer[Array, " B"] | None, bidirectional: bool
-) -> Float[Array, "B Y"]:
-    """As `_last_output` where outputs are states, without an array of all of them."""
-    carries = carry if bidirectional else (carry,)
-    last = jnp.concatenate([carry.h for carry in carries], axis=-1)
-    if lengths is None:
-        return last
-    return jnp.where(jnp.expand_dims(lengths > 0, -1), last, 0)
-
-
-def _last_output(
-    ys: Float[Array, "B T Y"], lengths: Integer[Array, " B"] | None, bidirectional: bool
-) -> Float[Array, "B Y"]:
-    """y at the last valid step in running order; zeros for an empty row."""
-    batch, time, size = ys.shape
-    if time == 0:
-        return jnp.zeros((batch, size), ys.dtype)
-    if lengths is None:
-        last = ys[:, -1]
-    else:
-        # ys is zero at masked steps, so an empty row may read any of them.
-        at = jnp.clip(lengths - 1, 0, time - 1).reshape(-1, 1, 1)
-        last = jnp.take_along_axis(ys, at, axis=1)[:, 0]
-    if not bidirectional:
-        return last
-    forward, _ = jnp.split(last, 2, axis=-1)
-    _, backward = jnp.split(ys[:, 0], 2, axis=-1)
-    return jnp.concatenate([forward, backward], axis=-1)

@@ -62,7 +62,7 @@ OTHER = {
 
 @pytest.mark.parametrize("name", STATE | OTHER)
 def test_outputs_state(name: str) -> None:
-    assert outputs_state((STATE | OTHER)[name]) == (name in STATE)
+    assert outputs_state((STATE | OTHER)[name], 3) == (name in STATE)
 
 
 @pytest.mark.parametrize("name", ["gru", "begun", "doubled", "dropped"])
@@ -79,3 +79,23 @@ def test_classifier_reads_the_last_output(name: str) -> None:
     assert not last[lengths == 0].any()
     apply = jax.jit(functools.partial(module.apply, {"params": params}))
     assert_close(apply(xs, lengths=LENGTHS), head(params, last))
+
+
+def test_classifier_of_a_cell_that_takes_one_size() -> None:
+    """It is traced with the inputs that it gets, in a stack and in both directions."""
+    inner, features = lj.lstm(HIDDEN), 2 * HIDDEN
+
+    def init(key: Any, size: int) -> Any:
+        if size != features:
+            raise ValueError(f"{size} features")
+        return inner.init(key, size)
+
+    cells = lj.gru(HIDDEN), inner._replace(init=init)
+    xs = draw_inputs()
+    module = SequenceClassifier(cells, 7, bidirectional=True)
+    params = draw_params(module, xs)
+    plain = SequenceClassifier((cells[0], inner), 7, bidirectional=True)
+    assert_close(
+        module.apply({"params": params}, xs, lengths=LENGTHS),
+        plain.apply({"params": params}, xs, lengths=LENGTHS),
+    )
