@@ -73,7 +73,9 @@ def pull_kernel(
     # whose left side is contiguous is the faster one.
     if rows == FIRST:
         return _dot(xs, dzs, dtype, dzs.dtype, (0, 1), (0, 1))
-    return _dot(dzs, xs, dtype, dzs.dtype, (1, 2), (0, 1))
+    found = _dot(dzs, xs, dtype, dzs.dtype, (1, 2), (0, 1))
+    # Turned back at once, it would become a product that processors lack in bfloat16.
+    return lax.optimization_barrier(found)
 
 
 def add_bias(z: Array, bias: Float[Array, " G"], rows: RowAxis) -> Array:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from example_cells import HIDDEN, random_params, random_xs
 from reference import assert_close, assert_same_bits, outputs_and_gradients
+from schedules import ROWS_LAST
 
 import lstm_jax as lj
+from lstm_jax.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
 
@@ -21,10 +23,11 @@ MAKERS = {
     "gru_before": lambda size, **options: lj.gru(size, reset_after=False, **options),
 }
 WAYS = [
-    ("lstm", "fused"),
-    ("gru_before", "autodiff"),
-    pytest.param("lstm", "autodiff", marks=pytest.mark.slow),
-    pytest.param("gru", "fused", marks=pytest.mark.slow),
+    ("lstm", "fused", None),
+    ("lstm", "fused", ROWS_LAST),
+    ("gru_before", "autodiff", None),
+    pytest.param("lstm", "autodiff", None, marks=pytest.mark.slow),
+    pytest.param("gru", "fused", None, marks=pytest.mark.slow),
 ]
 
 
@@ -32,12 +35,16 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda a: a.astype(dtype), tree)
 
 
-@pytest.mark.parametrize(("name", "implementation"), WAYS)
-def test_bfloat16_products_lie_near_float64(name: str, implementation: str) -> None:
+@pytest.mark.parametrize(("name", "implementation", "schedule"), WAYS)
+def test_bfloat16_products_lie_near_float64(
+    name: str, implementation: str, schedule: Schedule | None
+) -> None:
     cell = MAKERS[name](HIDDEN, dtype=jnp.bfloat16)
     params = cast(random_params(cell), jnp.float32)
     xs = cast(random_xs(BATCH, TIME), jnp.float32)
-    actual = outputs_and_gradients(cell, params, xs, implementation=implementation)
+    actual = outputs_and_gradients(
+        cell, params, xs, schedule=schedule, implementation=implementation
+    )
     expected = outputs_and_gradients(
         MAKERS[name](HIDDEN),
         cast(params, jnp.float64),

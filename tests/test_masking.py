@@ -14,8 +14,10 @@ from reference import (
     outputs_and_gradients,
     python_unroll,
 )
+from schedules import ROWS_LAST
 
 import lstm_jax as lj
+from lstm_jax.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
 
@@ -87,9 +89,12 @@ def test_lengths_are_a_mask(implementation: str) -> None:
     np.testing.assert_array_equal(by_lengths[1][..., 0] != 0, RAGGED)
 
 
-@pytest.mark.parametrize(("name", "implementation", "reverse"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "implementation", "reverse", "schedule"),
+    [(*run, None) for run in RUNS] + [("lstm", "fused", True, ROWS_LAST)],
+)
 def test_padding_content_changes_no_bit(
-    name: str, implementation: str, reverse: bool
+    name: str, implementation: str, reverse: bool, schedule: Schedule | None
 ) -> None:
     cell = CELLS[name]
     params = random_params(cell)
@@ -104,6 +109,7 @@ def test_padding_content_changes_no_bit(
             params,
             jnp.where(valid, xs, padding),
             carry,
+            schedule,
             mask=jnp.asarray(HOLES),
             resets=resets,
             implementation=implementation,
