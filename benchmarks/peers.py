@@ -77,7 +77,8 @@ def work_on(candidate: Candidate, work: Work, pipe: Connection) -> None:
             step()
             step()
     except Exception as error:  # a peer that cannot do this work is no failure
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}")
+        first = (str(error).splitlines() or [""])[0]
+        pipe.send(f"{type(error).__name__}: {first[:100]}")
         return
     pipe.send("")
     while (which := pipe.recv()) is not None:
@@ -98,10 +99,15 @@ def measure(
         # Before the worker imports anything.
         with mock.patch.dict(os.environ, dict(candidate.environment)):
             worker.start()
+        theirs.close()  # or a worker that dies would be waited for
         started.append((name, ours, worker))
     pipes = {}
     for name, pipe, _ in started:
-        if problem := pipe.recv():
+        try:
+            problem = pipe.recv()
+        except EOFError:
+            problem = "it died"
+        if problem:
             print(f"{name} is left out ({problem})", file=sys.stderr)
         else:
             pipes[name] = pipe
@@ -139,6 +145,7 @@ def compare(
                     "candidate": candidate,
                     "ms": 1000 * medians[candidate],
                     "ratio": float(ratio),
+                    "peak": peak,
                     "share": floor / medians[candidate],
                     "fastest peer": candidate == fastest,
                 }
@@ -180,9 +187,12 @@ def chart(rows: list[Row]) -> bytes:
                 if row["candidate"] == name and row["step"] == which
             }
             places = [works.index(work) + 0.8 * i / len(names) for work in ratios]
-            color = report.COLORS[i % len(report.COLORS)]
+            # No other candidate has our colour.
+            others = report.COLORS[1:]
+            ours = name.startswith("lstm_jax")
+            color = report.COLORS[0] if ours else others[i % len(others)]
             width = 0.8 / len(names)
-            hatch = "//" if i >= len(report.COLORS) else None
+            hatch = "//" if "device" in name else None
             panel.bar(
                 places,
                 list(ratios.values()),
@@ -217,13 +227,14 @@ def main() -> None:
     cpus = allowed_cpus() if jax.default_backend() == "cpu" else 1
     known = candidates(cpus)
     chosen = {k: v for k, v in known.items() if k in (options.candidates or known)}
-    peak = explain.product_peak()
-    found: dict[str, Any] = {**report.about(), "rounds": options.rounds, "peak": peak}
-    print(report.heading(found), flush=True)
+    found: dict[str, Any] = {**report.about(), "rounds": options.rounds, "peaks": []}
     rows = found["rows"] = []
     for name, work in WORKS.items():
         if not any(name.startswith(start) for start in options.works):
             continue
+        # Beside each work: a machine's speed drifts.
+        peak = explain.product_peak()
+        found["peaks"].append(peak)
         seconds = measure(chosen, work, options.rounds)
         rows += compare(name, work, seconds, peak)
         print(table([row for row in rows if row["work"] == name]), flush=True)

@@ -3,10 +3,11 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from lstm_jax.devices import allowed_cpus
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ def about() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     device = jax.devices()[0]
-    machine = f"{_processor()}, {_cpus()} cores"
+    machine = f"{_processor()}, {allowed_cpus()} cores"
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine if device.platform == "cpu" else device.device_kind,
@@ -45,19 +46,14 @@ def write(
 
 
 def heading(found: dict[str, Any]) -> str:
-    """A line on where and when."""
+    """A line on where and when; `peaks` are of a large product, all that were timed."""
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    peak = f"{found['peak'] / 1e9:.0f} GFLOP/s"
+    ends = min(found["peaks"]), max(found["peaks"])
+    peak = " to ".join(dict.fromkeys(f"{end / 1e9:.0f}" for end in ends))
     return (
         f"{found['date']}, {found['machine']}; {versions}; a large float32 product "
-        f"runs at {peak}; medians of {found['rounds']} rounds.\n"
+        f"runs at {peak} GFLOP/s; medians of {found['rounds']} rounds.\n"
     )
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

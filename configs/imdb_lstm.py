@@ -4,7 +4,7 @@
 
 Reviews of 500 words, padded and cut at the front; 5,000 words; two epochs. 87.1, 86.7,
 87.1 % of the test reviews with seeds 0, 1, 2; the tutorial reports 86.39 %. An epoch
-takes 48 s on two cores. Seed 0 finds "i really liked the movie and had
+takes 40 s on two cores. Seed 0 finds "i really liked the movie and had
 fun" positive with 0.873, and "professional disappointment" negative with 0.719.
 """
 

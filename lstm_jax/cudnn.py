@@ -18,6 +18,7 @@ from lstm_jax.gated_steps import Inputs, masked
 
 def why_not(
     cell: Cell,
+    params: Params,
     xs: Float[Array, "B T D"],
     *,
     holes: bool,
@@ -29,6 +30,7 @@ def why_not(
 
     Args:
       cell: the cell.
+      params: its parameters.
       xs: its inputs.
       holes: masked by a `mask`, whose holes may be anywhere.
       resets: there are resets.
@@ -39,8 +41,11 @@ def why_not(
         return "it has the LSTM with tanh and sigmoid alone"
     if cell.fused.recurrent is not None or noise:
         return "it knows no noise and no recurrent product of a cell's own"
-    if cell.fused.dtype is not None or xs.dtype != jnp.float32:
+    types = {leaf.dtype for leaf in jax.tree.leaves((params, xs))}
+    if cell.fused.dtype is not None or types != {jnp.dtype(jnp.float32)}:
         return "it computes in float32 alone"
+    if xs.shape[0] == 0:
+        return "it takes no empty batch"
     if holes:
         return "it takes lengths, and no mask"
     if resets:

@@ -15,26 +15,48 @@ from lstm_jax.sharding import ROWS
 LEAST_ROWS = 16
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
-def allowed_cpus(cgroup: Path = _CGROUP) -> int:
-    """CPUs that this process may use: its affinity and its cgroup's share of time."""
+def allowed_cpus(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> int:
+    """CPUs that this process may use: its affinity and its cgroup's share of time.
+
+    Args:
+      cgroup: where the tree of cgroups is.
+      own: the file that says where in it this process is.
+    """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return count if quota is None else max(1, min(count, int(quota)))
+    quotas = [_quota(folder) for folder in _cgroups(cgroup, own)]
+    return max(1, min([count, *(int(quota) for quota in quotas if quota is not None)]))
+
+
+def _cgroups(root: Path, own: Path) -> list[Path]:
+    """Folders whose quota holds for this process: its own and those above."""
+    try:
+        # "0::/path", and of version 1 "4:cpu,cpuacct:/path".
+        lines = [line.split(":", 2)[1:] for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    found = [root, root / "cpu"]
+    for controllers, path in lines:
+        if not controllers or "cpu" in controllers.split(","):
+            top = root / "cpu" if controllers else root
+            place = top / path.lstrip("/")
+            found += [place, *(p for p in place.parents if p.is_relative_to(top))]
+    return list(dict.fromkeys(found))
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs' time a second that the cgroup, of version 2 or 1, has; None: all."""
+    """CPUs' time a second that a cgroup, of version 2 or 1, has; None: all."""
     try:
         try:
             quota, period = (cgroup / "cpu.max").read_text().split()
         except FileNotFoundError:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+            quota = (cgroup / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError):  # no cgroups, or "max"
         return None

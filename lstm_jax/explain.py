@@ -205,8 +205,11 @@ def _path(call: Call) -> str:
             f"autodiff, {where}: the cell was not made by gated, and is differentiated "
             "through the loop"
         )
+    params = jax.eval_shape(
+        lambda key: call.cell.init(key, call.features), jax.random.key(0)
+    )
     schedule = schedule_for(
-        jax.default_backend(), call.cell.fused, call.batch // shards, call.time
+        jax.default_backend(), call.cell.fused, params, call.batch // shards, call.time
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"

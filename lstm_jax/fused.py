@@ -82,10 +82,11 @@ def fused_unroll(
     """
     check_features(inputs.x, params["kernel"])
     if schedule.rows == LAST and (
-        schedule.hoist or schedule.turned or fused.recurrent is not None
+        schedule.hoist or schedule.transposed or fused.recurrent is not None
     ):
         raise ValueError(
-            "rows last take neither hoist nor turned nor a cell with its own product"
+            "rows last take neither hoist nor a transposed kernel nor a cell with its "
+            "own product"
         )
     per_step = None if noise is None else noise._replace(step=inputs.noise)
     additive = trace_gates(fused, params, carry, per_step)
@@ -147,7 +148,7 @@ def fused_unroll(
         ready, pull_ready = jax.vjp(
             lambda params: make_ready(fused, params, inputs.x.shape[1], rows), params
         )
-        turned = params["recurrent_kernel"].T if schedule.turned else None
+        transposed = params["recurrent_kernel"].T if schedule.transposed else None
 
         def pull_state(dzh: Array, h: Array, noise: Noise | None) -> Array:
             if fused.recurrent is not None:
@@ -155,8 +156,8 @@ def fused_unroll(
                     lambda h: recurrent_product(fused, params, h, noise), h
                 )
                 return pull(dzh)[0]
-            if turned is not None:
-                return product(dzh, turned, fused.dtype)
+            if transposed is not None:
+                return product(dzh, transposed, fused.dtype)
             return layout.pull_product(
                 dzh, params["recurrent_kernel"], fused.dtype, rows
             )
@@ -274,7 +275,7 @@ def _scan_chunks(
     reverse: bool,
     length: int,
 ) -> tuple[Any, Array]:
-    """`lax.scan` over chunks of `length` steps or a few less; the last may be short.
+    """`lax.scan` over chunks of `length` steps; the last may be short.
 
     Chunks of one length share what `make_room(length)` makes, cleared once.
     """
@@ -282,17 +283,16 @@ def _scan_chunks(
     if length >= time:
         (totals, _), out = chunk((totals, make_room(time)), over_time)
         return totals, out
-    size = next((k for k in range(length, length // 2, -1) if time % k == 0), length)
-    whole = time - time % size
+    whole = time - time % length
     chunks = jax.tree.map(
-        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), over_time
+        lambda a: a[:whole].reshape(whole // length, length, *a.shape[1:]), over_time
     )
     tail, tail_out = jax.tree.map(lambda a: a[whole:], over_time), []
     if reverse and whole < time:
         (totals, _), out = chunk((totals, make_room(time - whole)), tail)
         tail_out = [out]
     (totals, _), out = lax.scan(
-        chunk, (totals, make_room(size)), chunks, reverse=reverse
+        chunk, (totals, make_room(length)), chunks, reverse=reverse
     )
     out = out.reshape(whole, *out.shape[2:])
     if not reverse and whole < time:

@@ -86,6 +86,10 @@ def pallas_unroll(
         carry, (outs, saved) = _loop(
             step, carry, (zxs, *masks(inputs)), fixed, reverse=reverse
         )
+        if not all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(outs)):
+            raise ValueError(
+                'implementation="pallas" cannot run this: it gives real numbers alone'
+            )
         return (carry, outs), (params, inputs, noise, saved)
 
     def backward(residuals: Any, cotangents: Any) -> Any:
@@ -179,7 +183,14 @@ def _loop(
     """
     time = jax.tree.leaves(over_time)[0].shape[0]
     now = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), over_time)
-    state_out, out = jax.eval_shape(step, state, now, fixed)
+    traced, (state_out, out) = jax.make_jaxpr(step, return_shape=True)(
+        state, now, fixed
+    )
+    if traced.consts:
+        raise ValueError(
+            'implementation="pallas" cannot run this: the gates close over an array, '
+            "which has to be among the extras (init_extra)"
+        )
     outs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((time, *a.shape), a.dtype), out)
     trees = (state, over_time, fixed, state_out, outs)
     flat, structures = zip(*(jax.tree.flatten(tree) for tree in trees), strict=True)

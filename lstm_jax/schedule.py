@@ -2,16 +2,20 @@
 
 from typing import NamedTuple
 
-from lstm_jax.cells import Fused
+import jax
+
+from lstm_jax.cells import Fused, Params, extras_of
 from lstm_jax.layout import FIRST, LAST, RowAxis
 
 # Rows of a device from which a processor's products are as fast or faster rows last.
 _ROWS_LAST_FROM = 32
 # Rows from which a product with a transposed kernel earns the transposing.
-_TURNED_FROM = 8
+_TRANSPOSED_FROM = 8
 # Rows of a chunk, all its steps together: enough for a product at full speed, few
 # enough to stay in the cache.
 _CHUNK_ROWS = 640
+# Of many rows as well: one product of two steps is a twentieth faster than two.
+_LEAST_CHUNK = 2
 
 
 class Schedule(NamedTuple):
@@ -21,47 +25,58 @@ class Schedule(NamedTuple):
       rows: the axis of the rows in a step's arrays, see `lstm_jax.layout`; the first
         with `hoist`, and for a cell with a recurrent product of its own.
       hoist: the product of the inputs is one, before the loop; else one a step.
-      turned: rows first, the recurrent kernel is transposed before the backward loop;
-        else the product at each step reads it as it is.
-      chunk: steps whose weight gradient is one product.
+      transposed: rows first, the recurrent kernel is transposed before the backward
+        loop; else the product at each step reads it as it is.
+      chunk: steps whose weight gradient is one product; the last may have fewer.
       unroll: steps in one iteration of the compiled loop.
       why: the reason, for people.
     """
 
     rows: RowAxis
     hoist: bool
-    turned: bool
+    transposed: bool
     chunk: int
     unroll: int
     why: str
 
 
-def schedule_for(backend: str, fused: Fused, batch: int, time: int) -> Schedule:
+def schedule_for(
+    backend: str, fused: Fused, params: Params, batch: int, time: int
+) -> Schedule:
     """What the measurements in docs/performance.md favour.
 
     Args:
       backend: as `jax.default_backend` names it.
       fused: the cell's `fused`.
+      params: the cell's parameters, of which the shapes count.
       batch: rows on a device.
       time: steps of the loop.
     """
     own_product = fused.recurrent is not None
     if backend == "cpu":
-        last = batch >= _ROWS_LAST_FROM and not own_product
+        # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
+        matrices = any(a.ndim > 1 for a in jax.tree.leaves(extras_of(params)))
+        last = batch >= _ROWS_LAST_FROM and not own_product and not matrices
         return Schedule(
             rows=LAST if last else FIRST,
             hoist=False,
-            turned=not last and not own_product and batch >= _TURNED_FROM,
-            chunk=max(1, min(time, _CHUNK_ROWS // max(batch, 1))),
+            transposed=not last and not own_product and batch >= _TRANSPOSED_FROM,
+            chunk=_divisor(time, _CHUNK_ROWS // max(batch, 1)),
             unroll=1,
             why="on a processor what a chunk of steps reads has to stay in the cache",
         )
     return Schedule(
         rows=FIRST,
         hoist=True,
-        turned=False,
+        transposed=False,
         chunk=time,
         # A longer body takes seconds more to compile, and 500 steps ran no faster.
         unroll=8 if time <= 256 else 4,
         why="on an accelerator an iteration costs more than its arithmetic",
     )
+
+
+def _divisor(time: int, chunk: int) -> int:
+    """A chunk that leaves no shorter one over, if one of half the size or more does."""
+    chunk = min(time, max(chunk, _LEAST_CHUNK))
+    return next((k for k in range(chunk, chunk // 2, -1) if time % k == 0), chunk)

@@ -158,11 +158,14 @@ def train_step(
     """One update on a batch."""
     key = jax.random.fold_in(keys.noise, state.step)
 
-    def mean_loss(params: Params) -> tuple[Float[Array, ""], tuple[Sums, PyTree]]:
+    def summed_loss(params: Params) -> tuple[Float[Array, ""], tuple[Sums, PyTree]]:
         sums, carry = stepping.task.loss(params, batch, weight, key, state.carry)
-        return sums["loss"] / sums["count"], (sums, carry)
+        return sums["loss"], (sums, carry)
 
-    gradient, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradient, (sums, carry) = jax.grad(summed_loss, has_aux=True)(state.params)
+    # Not the gradient of the mean, whose backward pass would wait for every device's
+    # count: gradients and counts are one sum over devices, at the end.
+    gradient = jax.tree.map(lambda g: g / sums["count"], gradient)
     updates, opt_state = stepping.optimizer.update(
         gradient, state.opt_state, state.params
     )

@@ -310,7 +310,11 @@ def _same_bucket(
 
 
 def fetch(tree: Any) -> Any:
-    """Reads arrays from the device, when it has computed them: nothing else waits."""
+    """Reads arrays from the device, when it has computed them.
+
+    Nothing else waits for it but a save, and the line of a sample where a config asks
+    for these.
+    """
     return jax.device_get(tree)
 
 

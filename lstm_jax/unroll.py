@@ -128,6 +128,7 @@ def unroll(
     if implementation == "cudnn":
         reason = why_not(
             cell,
+            params,
             xs,
             holes=mask is not None,
             resets=resets is not None,
@@ -147,7 +148,8 @@ def unroll(
         run = functools.partial(pallas_unroll, cell.fused, **options)
     else:
         each = batch // sharding.shards(batch)
-        schedule = schedule_for(jax.default_backend(), cell.fused, each, time)
+        backend = jax.default_backend()
+        schedule = schedule_for(backend, cell.fused, params, each, time)
         run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
     carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)

@@ -11,14 +11,14 @@ from lstm_jax.layout import FIRST, LAST
 from lstm_jax.schedule import Schedule
 
 ROWS_FIRST = Schedule(
-    rows=FIRST, hoist=False, turned=False, chunk=20, unroll=1, why="a test"
+    rows=FIRST, hoist=False, transposed=False, chunk=20, unroll=1, why="a test"
 )
-TURNED = ROWS_FIRST._replace(turned=True, chunk=15)
+TRANSPOSED = ROWS_FIRST._replace(transposed=True, chunk=15)
 HOISTED = ROWS_FIRST._replace(hoist=True, chunk=100, unroll=3)
 ROWS_LAST = ROWS_FIRST._replace(rows=LAST)
 LAYOUTS = {
     "rows_first": ROWS_FIRST,
-    "turned": TURNED,
+    "transposed": TRANSPOSED,
     "hoisted": HOISTED,
     "rows_last": ROWS_LAST,
 }
@@ -28,10 +28,12 @@ LAYOUTS = {
 def scheduled(schedule: Schedule) -> Iterator[None]:
     """`unroll` takes this schedule, or rows first for a cell with its own product."""
 
-    def schedule_for(backend: str, fused: Any, batch: int, time: int) -> Schedule:
+    def schedule_for(
+        backend: str, fused: Any, params: Any, batch: int, time: int
+    ) -> Schedule:
         if fused.recurrent is None:
             return schedule
-        return schedule._replace(rows=FIRST, turned=False)
+        return schedule._replace(rows=FIRST, transposed=False)
 
     with pytest.MonkeyPatch.context() as patch:
         # By the module's name: the package has a function of that name.

@@ -91,6 +91,29 @@ def test_says_what_it_cannot_do(cell: Any, options: Any, reason: str) -> None:
         lj.unroll(cell, params, xs, implementation="cudnn", **options)
 
 
+@pytest.mark.parametrize("which", ["params", "xs"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_other_types_are_refused(which: str, dtype: Any) -> None:
+    given = arguments()
+    given[which] = jax.tree.map(lambda a: a.astype(dtype), given[which])
+    given["carry"] = None
+    with pytest.raises(ValueError, match="float32 alone"):
+        lj.unroll(CELL, **given, implementation="cudnn")
+
+
+def test_noise_is_refused() -> None:
+    cell = CELL._replace(noise=lambda key, params, batch, time: lj.Noise())
+    given = {**arguments(), "key": jax.random.key(1)}
+    with pytest.raises(ValueError, match="no noise"):
+        lj.unroll(cell, **given, implementation="cudnn")
+
+
+def test_an_empty_batch_is_refused() -> None:
+    params, xs = arguments()["params"], jnp.ones((0, TIME, INPUTS))
+    with pytest.raises(ValueError, match="no empty batch"):
+        lj.unroll(CELL, params, xs, implementation="cudnn")
+
+
 def test_needs_a_gpu() -> None:
     xs = jnp.ones((BATCH, TIME, INPUTS))
     params = CELL.init(jax.random.key(0), INPUTS)

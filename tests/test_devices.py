@@ -37,6 +37,19 @@ def test_automatic_count(batch_size: int, available: int, count: int) -> None:
     ("files", "count"),
     [
         ({}, 8),
+        ({"own": "0::/a/b\n", "a/b/cpu.max": "300000 100000\n"}, 3),
+        ({"own": "0::/a/b\n", "a/cpu.max": "200000 100000\n"}, 2),
+        ({"own": "0::/a/b\n", "c/cpu.max": "200000 100000\n"}, 8),
+        (
+            {
+                "own": "7:memory:/c\n4:cpu,cpuacct:/a\n",
+                "cpu/a/cpu.cfs_quota_us": "400000\n",
+                "cpu/a/cpu.cfs_period_us": "100000\n",
+                "cpu/c/cpu.cfs_quota_us": "100000\n",
+                "cpu/c/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
         ({"cpu.max": "max 100000\n"}, 8),
         ({"cpu.max": "250000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -51,9 +64,9 @@ def test_allowed_cpus(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert devices.allowed_cpus(tmp_path) == count
+    assert devices.allowed_cpus(tmp_path, tmp_path / "own") == count
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from toy_runs import BATCH, ragged_task, toy_config, toy_task
 
 import lstm_jax as lj
 from lstm_jax import reporting, training
+from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import Task
 
 EPOCHS = 4
@@ -156,6 +157,29 @@ def test_no_compilation_after_the_first_epoch(
     assert [r.message for r in caplog.records if "ompil" in r.message] == []
 
 
+def test_a_compilation_after_the_first_epoch_is_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the test above would see."""
+    evaluate = training._evaluate
+
+    def compiling(*arguments: Any) -> Any:
+        jax.jit(lambda a: a + len(caplog.records))(1)
+        return evaluate(*arguments)
+
+    def log(wanted: bool) -> Any:
+        return lambda: jax.config.update("jax_log_compiles", wanted)
+
+    task = toy_task()
+    with (
+        caplog.at_level(logging.WARNING),
+        after_the_first_epoch(log(True), log(False)),
+        mock.patch.object(training, "_evaluate", compiling),
+    ):
+        lj.fit(config_of(task), task, tmp_path)
+    assert [r.message for r in caplog.records if "ompil" in r.message] != []
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
     programs, events = training._programs, []
@@ -191,6 +215,9 @@ def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
     assert events.count("read") > EPOCHS
     for end in range(1, len(events) + 1):
         assert events[:end].count("read") <= events[:end].count("dispatch")
+    # One a row, and an epoch's order of the buckets.
+    schedules = EPOCHS if len(task.examples) > 1 else 0
+    assert events.count("read") == len(read_metrics(tmp_path)) + schedules
 
 
 def test_the_next_steps_run_while_a_row_is_read(tmp_path: Path) -> None:

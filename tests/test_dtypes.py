@@ -23,11 +23,13 @@ MAKERS = {
     "gru_before": lambda size, **options: lj.gru(size, reset_after=False, **options),
 }
 WAYS = [
-    ("lstm", "fused", None),
-    ("lstm", "fused", ROWS_LAST),
-    ("gru_before", "autodiff", None),
-    pytest.param("lstm", "autodiff", None, marks=pytest.mark.slow),
-    pytest.param("gru", "fused", None, marks=pytest.mark.slow),
+    ("lstm", "fused", None, TIME),
+    ("lstm", "fused", ROWS_LAST, TIME),  # one chunk
+    ("lstm", "fused", ROWS_LAST, 2 * TIME + 1),  # two, and one of a single step
+    ("gru_before", "autodiff", None, TIME),
+    pytest.param("lstm", "autodiff", None, TIME, marks=pytest.mark.slow),
+    pytest.param("gru", "fused", None, TIME, marks=pytest.mark.slow),
+    pytest.param("gru", "fused", ROWS_LAST, 1, marks=pytest.mark.slow),
 ]
 
 
@@ -35,13 +37,13 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda a: a.astype(dtype), tree)
 
 
-@pytest.mark.parametrize(("name", "implementation", "schedule"), WAYS)
+@pytest.mark.parametrize(("name", "implementation", "schedule", "time"), WAYS)
 def test_bfloat16_products_lie_near_float64(
-    name: str, implementation: str, schedule: Schedule | None
+    name: str, implementation: str, schedule: Schedule | None, time: int
 ) -> None:
     cell = MAKERS[name](HIDDEN, dtype=jnp.bfloat16)
     params = cast(random_params(cell), jnp.float32)
-    xs = cast(random_xs(BATCH, TIME), jnp.float32)
+    xs = cast(random_xs(BATCH, time), jnp.float32)
     actual = outputs_and_gradients(
         cell, params, xs, schedule=schedule, implementation=implementation
     )
@@ -101,13 +103,18 @@ def test_gradients_have_the_type_of_what_they_belong_to(
     assert np.max(error) < 2e-2 * np.max(np.abs(expected_dxs))
 
 
-@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
-def test_everything_has_the_parameters_type(implementation: str) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "schedule"),
+    [("autodiff", None), ("fused", None), ("fused", ROWS_LAST)],
+)
+def test_everything_has_the_parameters_type(
+    implementation: str, schedule: Schedule | None
+) -> None:
     cell = lj.lstm(HIDDEN)
     params = cast(random_params(cell), jnp.bfloat16)
     xs = cast(random_xs(BATCH, TIME), jnp.float32)
     outputs, (dparams, dxs, _) = outputs_and_gradients(
-        cell, params, xs, implementation=implementation
+        cell, params, xs, schedule=schedule, implementation=implementation
     )
     types = {leaf.dtype for leaf in jax.tree.leaves((outputs, dparams))}
     assert types == {jnp.dtype(jnp.bfloat16)}

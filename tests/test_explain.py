@@ -43,7 +43,8 @@ def test_fused() -> None:
     assert operations == pytest.approx(3 * of_rows, rel=0.01)
     # One in the loop backward, and three a chunk.
     assert CALL.cell.fused is not None
-    chunks = TIME / schedule_for("cpu", CALL.cell.fused, BATCH, TIME).chunk
+    params = CALL.cell.init(jax.random.key(0), FEATURES)
+    chunks = TIME / schedule_for("cpu", CALL.cell.fused, params, BATCH, TIME).chunk
     assert products == pytest.approx(3 + 3 * chunks / TIME, rel=0.01)
     assert share > 0
 

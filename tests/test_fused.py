@@ -10,6 +10,7 @@ from example_cells import (
     BUILT_IN,
     CELLS,
     HIDDEN,
+    INPUT,
     INVENTED,
     noise_key,
     random_carry,
@@ -25,6 +26,8 @@ from reference import (
 from schedules import LAYOUTS, ROWS_FIRST, ROWS_LAST, scheduled
 
 import lstm_jax as lj
+from lstm_jax.fused import fused_unroll
+from lstm_jax.gated_steps import Inputs
 from lstm_jax.layout import FIRST, LAST
 from lstm_jax.schedule import Schedule, schedule_for
 
@@ -103,14 +106,24 @@ def test_equals_autodiff_without_options(name: str, layout: str) -> None:
 def test_schedule_by_backend_and_shape() -> None:
     def chosen(backend: str, cell: lj.Cell, batch: int, time: int) -> tuple[Any, ...]:
         assert cell.fused is not None
-        return schedule_for(backend, cell.fused, batch, time)[:-1]
+        params = jax.eval_shape(lambda key: cell.init(key, INPUT), jax.random.key(0))
+        return schedule_for(backend, cell.fused, params, batch, time)[:-1]
 
     lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
+    # Its gates meet a matrix of parameters.
+    matrix = lj.gated(
+        HIDDEN,
+        1,
+        lambda extras, carry, zx, zh: (carry, zx),
+        init_extra=lambda key, size: {"readout": jnp.ones((HIDDEN, HIDDEN))},
+    )
     assert chosen("cpu", lstm, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", own, 64, 500) == (FIRST, False, False, 10, 1)
     assert chosen("cpu", lstm, 16, 28) == (FIRST, False, True, 28, 1)
     assert chosen("cpu", lstm, 1, 3) == (FIRST, False, False, 3, 1)
-    assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 1, 1)
+    assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 2, 1)
+    assert chosen("cpu", lstm, 64, 28) == (LAST, False, False, 7, 1)
+    assert chosen("cpu", matrix, 64, 28) == (FIRST, False, True, 7, 1)
     assert chosen("gpu", lstm, 64, 500) == (FIRST, True, False, 500, 4)
     assert chosen("tpu", lstm, 64, 28) == (FIRST, True, False, 28, 8)
 
@@ -284,9 +297,23 @@ def test_layouts_that_cannot_be() -> None:
     own, lstm = CELLS["drop_connect"], CELLS["lstm"]
     for cell, schedule in (
         (lstm, ROWS_LAST._replace(hoist=True)),
-        (lstm, ROWS_LAST._replace(turned=True)),
+        (lstm, ROWS_LAST._replace(transposed=True)),
     ):
         with scheduled(schedule), pytest.raises(ValueError, match="rows last"):
             lj.unroll(cell, random_params(cell), random_xs(BATCH, 2))
-    with scheduled(ROWS_LAST):  # as `schedule_for`, takes rows first for such a cell
-        lj.unroll(own, random_params(own), random_xs(BATCH, 2))
+    assert own.fused is not None
+    params = random_params(own)
+    carry = own.initial_carry(params, BATCH)
+    inputs = Inputs(jnp.ones((2, BATCH, INPUT)), None, None, None)
+    with pytest.raises(ValueError, match="rows last"):
+        fused_unroll(
+            own.fused,
+            params,
+            inputs,
+            carry,
+            carry,
+            None,
+            reverse=False,
+            return_carries=False,
+            schedule=ROWS_LAST,
+        )

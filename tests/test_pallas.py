@@ -130,6 +130,32 @@ def test_what_the_kernel_cannot_run(cell: lj.Cell, batch: int, message: str) -> 
         lj.unroll(cell, params, xs, implementation="pallas")
 
 
+SHIFT = jnp.arange(128.0)
+
+
+def closing(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh + SHIFT)
+    return lj.HiddenCarry(h), h
+
+
+def counting(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(h), jnp.int32(h > 0)
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [(closing, "close over an array"), (counting, "real numbers alone")],
+)
+def test_gates_that_the_kernel_cannot_run(gates: Any, message: str) -> None:
+    cell = lj.gated(HIDDEN, 1, gates)
+    params = cell.init(jax.random.key(0), INPUTS)
+    xs = jnp.ones((BATCH, TIME, INPUTS))
+    with pytest.raises(ValueError, match=message):
+        lj.unroll(cell, params, xs, implementation="pallas")
+    assert lj.unroll(cell, params, xs)[1].shape == (BATCH, TIME, HIDDEN)
+
+
 def test_no_steps() -> None:
     cell = lj.lstm(HIDDEN)
     params = cell.init(jax.random.key(0), INPUTS)

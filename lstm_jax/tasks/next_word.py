@@ -37,13 +37,13 @@ def next_word(config: Config) -> Task:
 
     def sample(params: Params, example: Examples) -> str:
         logits = apply({"params": params}, jnp.expand_dims(example["inputs"], 0))
-        assert isinstance(logits, jax.Array)
-        shown = [str(vocabulary.id_to_token(int(i))) for i in example["inputs"]]
-        target, prediction = int(example["labels"]), int(jnp.argmax(logits))
-        return (
-            f"{shown} - [{vocabulary.id_to_token(target)}] vs "
-            f"[{vocabulary.id_to_token(prediction)}]"
+        # One read from the device.
+        ids, target, logits = jax.device_get(
+            (example["inputs"], example["labels"], logits)
         )
+        likeliest = vocabulary.id_to_token(int(np.argmax(logits)))
+        shown = [str(vocabulary.id_to_token(int(i))) for i in ids]
+        return f"{shown} - [{vocabulary.id_to_token(int(target))}] vs [{likeliest}]"
 
     def demonstrate(params: Params) -> str:
         window = jnp.asarray(inputs[0])
