@@ -132,6 +132,8 @@ def compare(
     """Rows of the table for one work."""
     rows = []
     for which, times in seconds.items():
+        if not times:
+            continue
         medians = {name: float(np.median(values)) for name, values in times.items()}
         peers = {k: v for k, v in medians.items() if not k.startswith("lstm_jax")}
         fastest = min(peers, key=peers.__getitem__) if peers else next(iter(medians))
@@ -218,10 +220,16 @@ def main() -> None:
     """Prints and writes tables and the chart as they are measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--works", nargs="*", default=list(WORKS), help="names' starts")
-    parser.add_argument("--candidates", nargs="*", help="names; default: all")
+    works = ", ".join(WORKS)
+    parser.add_argument(
+        "--works", nargs="+", default=list(WORKS), help=f"starts of these: {works}"
+    )
+    names = list(candidates(max(2, allowed_cpus())))
+    parser.add_argument("--candidates", nargs="+", choices=names, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmark_results"))
     options = parser.parse_args()
+    if not any(name.startswith(tuple(options.works)) for name in WORKS):
+        parser.error(f"--works: {' '.join(options.works)}: none of {works}")
     # The parent's and the workers' programs share a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cpus = allowed_cpus() if jax.default_backend() == "cpu" else 1

@@ -117,7 +117,8 @@ def main() -> None:
     for varied, sizes in VARIED.items():
         for size in sizes:
             rows.append({"varied": varied, **measure({**BASE, varied: size}, peak)})
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+            lines = table(rows[-1:]).splitlines()
+            print(*(lines if len(rows) == 1 else lines[-1:]), sep="\n", flush=True)
     text = f"{report.heading(found)}\n{table(rows)}"
     report.write(options.out, "scaling", found, text, plot(rows))
 
