@@ -1,12 +1,15 @@
 """Trains what a config says: `python train.py --config=configs/fable.py`."""
 
 import json
+import signal
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while this imports
 
 import jax
 from absl import flags
 
-from lstm_jax import command_line, devices, explain, workdirs
+from lstm_jax import command_line, devices, explain, interrupts, workdirs
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.config import check_config
 from lstm_jax.tasks import make_task
@@ -50,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    interrupts.exit_at_once()
     command_line.run(main)

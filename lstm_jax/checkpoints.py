@@ -5,19 +5,26 @@ On disk::
     <workdir>/checkpoints/<step>/
         state/            the arrays of the training state, one OCDBT store
         metrics/metrics   `meta` as JSON: what the caller gave, "format", "version"
+        manifest.json     size and SHA-256 of every file, since format 2
 
-A folder carries its final name only once everything in it is written, so a save
-that was interrupted is never taken for a checkpoint. `meta` lies where Orbax looks
-for metrics: `meta["metrics"]` decides which checkpoint is the best one, also after
-the manager was closed and opened again.
+A folder carries its final name only once everything in it is written, the manifest
+last, so a save that was interrupted is never taken for a checkpoint. One that is not
+what its manifest says is not read: the one before it is used. `meta` lies where Orbax
+looks for metrics: `meta["metrics"]` decides which checkpoint is the best one, also
+after the manager was closed and opened again.
 """
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import math
 import os
-import pathlib
-from typing import Any
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,36 +32,67 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
+from lstm_jax import manifest
 from lstm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+# Bytes of a checkpoint's files beside its arrays, generously.
+_BESIDE = 2**18
+# Of a folder that was checkpoint 40 and is damaged: damaged-40.
+_DAMAGED = "damaged-"
 
 
+class Checkpoints(NamedTuple):
+    """The checkpoints of a run; made by `open_checkpoints`.
+
+    Attributes:
+      directory: their folder.
+      manager: what saves them; None: they are read only.
+    """
+
+    directory: Path
+    manager: ocp.CheckpointManager | None
+
+
+@contextlib.contextmanager
 def open_checkpoints(
     workdir: str | os.PathLike[str], keep: int | None = None, best: str | None = None
-) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a run.
-
-    The result is a context manager: its end, or its `close`, waits until the last
-    save is on disk.
+) -> Iterator[Checkpoints]:
+    """Opens the checkpoints of a run; at the end waits until the last save is on disk.
 
     Args:
       workdir: The run's folder.
       keep: How many of the newest checkpoints stay when another one is saved. What
-        an interrupted save left behind is deleted. None is for reading: nothing is
-        created or deleted.
+        an interrupted save left behind is deleted, and a damaged checkpoint gets
+        another name, so that its step can be saved again. None is for reading: nothing
+        is created, deleted or renamed.
       best: The metric in `meta["metrics"]` whose best checkpoint stays as well. A
         name that ends in "loss", "perplexity", "mae" or "rmse" is minimised, any other
         maximised.
 
-    Returns:
-      The manager that the other functions of this module take.
+    Yields:
+      What the other functions of this module take.
 
     Raises:
-      UserError: If `keep` is less than 1.
+      UserError: If `keep` is less than 1, if there are checkpoints and all of them are
+        damaged, or if one cannot be written.
     """
     if keep is not None and keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
+    directory = Path(workdir).absolute() / "checkpoints"
+    good, damaged = _examine(directory)
+    for step, problem in damaged.items() if keep is not None or not good else ():
+        _report_damaged(directory / str(step), problem)
+    if damaged and not good:
+        raise UserError(
+            f"no checkpoint in {directory} is whole, and none was deleted: put back a "
+            "copy of one, or train in another folder"
+        )
+    if keep is None:
+        yield Checkpoints(directory, None)
+        return
+    for step in damaged:
+        _set_aside(directory / str(step))
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if best is not None:
         policies.append(
@@ -68,24 +106,105 @@ def open_checkpoints(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         # The policies alone decide what stays; this makes the manager write `meta`.
         best_fn=lambda meta: _score(meta, best),
-        create=keep is not None,
-        cleanup_tmp_directories=keep is not None,
+        create=True,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(
+            # It runs when all is written, before the folder gets its final name.
+            post_finalization_callback=lambda: _write_manifest(directory)
+        ),
     )
-    handler = ocp.PyTreeCheckpointHandler()
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add("state", ocp.args.PyTreeSave, handler)
-    registry.add("state", ocp.args.PyTreeRestore, handler)
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    return ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+    manager = ocp.CheckpointManager(directory, options=options)
+    with contextlib.ExitStack() as stack:
+        opened = Checkpoints(directory, manager)
+        stack.callback(_close, opened)
+        yield opened
 
 
-def save(
-    manager: ocp.CheckpointManager, step: int, state: PyTree, meta: dict[str, Any]
-) -> None:
+def _examine(directory: Path) -> tuple[list[int], dict[int, str]]:
+    """Steps of the checkpoints that are whole, and what is wrong with the others."""
+    good, damaged = [], {}
+    if directory.is_dir():
+        for step in sorted(int(p.name) for p in directory.iterdir() if _is_step(p)):
+            problem = _problem(directory / str(step))
+            if problem is None:
+                good.append(step)
+            else:
+                damaged[step] = problem
+    return good, damaged
+
+
+def _is_step(path: Path) -> bool:
+    # What was interrupted has a longer name: 40.orbax-checkpoint-tmp.
+    return path.name.isdecimal() and str(int(path.name)) == path.name
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None: nothing that can be known."""
+    try:
+        written = _meta(folder)["format"]
+    except (OSError, KeyError, TypeError, ValueError):
+        written = None
+    if written == 1 and not (folder / manifest.FILE).exists():  # it had none
+        return None
+    return manifest.problem(folder)
+
+
+def _meta(folder: Path) -> Any:
+    return json.loads((folder / "metrics" / "metrics").read_bytes())
+
+
+@functools.cache  # once, however often it is met
+def _report_damaged(folder: Path, problem: str) -> None:
+    print(f"checkpoint {folder} is damaged ({problem}) and not used", file=sys.stderr)
+
+
+def _set_aside(folder: Path) -> None:
+    """Gives a damaged checkpoint another name: its step is trained again."""
+    name, number = f"{_DAMAGED}{folder.name}", 1
+    while folder.with_name(name).exists():
+        number += 1
+        name = f"{_DAMAGED}{folder.name}-{number}"
+    folder.rename(folder.with_name(name))
+
+
+def _write_manifest(directory: Path) -> None:
+    if jax.process_index() == 0:
+        for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+            manifest.write(folder)
+
+
+@contextlib.contextmanager
+def _one_line(directory: Path) -> Iterator[None]:
+    """Of what the file system refuses, Orbax's threads raise what their layers do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
+        elif "RESOURCE_EXHAUSTED" in reason:
+            reason = "no space left"
+        elif "local file" not in reason:
+            raise
+        raise UserError(
+            f"cannot write a checkpoint to {directory} ({reason[:200]}): those "
+            "before it are as they were; mend that, and the same command goes on"
+        ) from None
+
+
+def _close(opened: Checkpoints) -> None:
+    assert opened.manager is not None
+    with _one_line(opened.directory):
+        opened.manager.close()
+
+
+def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     """Starts to save a checkpoint; the writing goes on in the background.
 
     Args:
-      manager: From `open_checkpoints`, with `keep`.
+      opened: From `open_checkpoints`, with `keep`.
       step: The number of updates behind `state`, greater than any saved before.
       state: A NamedTuple with the fields `params` and `average`; its leaves are
         arrays. It may be donated as soon as this function returns.
@@ -102,37 +221,59 @@ def save(
     # The round trip copies: the caller may change `meta` before it is written.
     meta = json.loads(json.dumps({**meta, "format": FORMAT, "version": version}))
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(_fields(state)))
-    if not manager.save(step, args=args, metrics=meta):
+    manager = opened.manager
+    assert manager is not None
+    # Orbax's threads print a traceback for each array that does not fit.
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _BESIDE
+    free = shutil.disk_usage(opened.directory).free
+    if free < needed:
+        raise UserError(
+            f"{opened.directory} has {free / 1e6:.1f} MB free and a checkpoint takes "
+            f"{needed / 1e6:.1f}: make room, and the same command goes on"
+        )
+    with _one_line(opened.directory):
+        saved = manager.save(step, args=args, metrics=meta)
+    if not saved:
         raise ValueError(f"step {step} is not after step {manager.latest_step()}")
 
 
-def latest_step(manager: ocp.CheckpointManager) -> int | None:
-    """Returns the step of the newest checkpoint, None where there is none."""
-    return manager.latest_step()
+def latest_step(opened: Checkpoints) -> int | None:
+    """Returns the step of the newest whole checkpoint, None where there is none."""
+    return max(_whole_steps(opened), default=None)
 
 
-def best_step(manager: ocp.CheckpointManager, metric: str) -> int | None:
+def _whole_steps(opened: Checkpoints) -> list[int]:
+    if opened.manager is not None:
+        with _one_line(opened.directory):
+            opened.manager.wait_until_finished()
+    good, damaged = _examine(opened.directory)
+    for step, problem in damaged.items():
+        _report_damaged(opened.directory / str(step), problem)
+    return good
+
+
+def best_step(opened: Checkpoints, metric: str) -> int | None:
     """Returns the step of the best checkpoint by `metric`, the newest of equals.
 
     Args:
-      manager: From `open_checkpoints`.
+      opened: From `open_checkpoints`.
       metric: A name in `meta["metrics"]`; for the direction see `open_checkpoints`.
 
     Returns:
       The step, None where no checkpoint has a finite value of this metric.
     """
-    manager.wait_until_finished()
-    steps = manager.all_steps()
-    scores = [(_score(manager.metrics(step), metric), step) for step in steps]
+    steps = _whole_steps(opened)
+    folder = opened.directory
+    scores = [(_score(_meta(folder / str(step)), metric), step) for step in steps]
     score, step = max(scores, default=(-math.inf, None))
     return None if score == -math.inf else step
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def read_meta(opened: Checkpoints, step: int) -> dict[str, Any]:
     """Reads the `meta` of a checkpoint.
 
     Args:
-      manager: From `open_checkpoints`.
+      opened: From `open_checkpoints`.
       step: The step of the checkpoint.
 
     Returns:
@@ -142,29 +283,28 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
       UserError: If there is no such checkpoint, or if its format is newer than
         this module.
     """
-    manager.wait_until_finished()
-    steps = manager.all_steps()
-    meta = manager.metrics(step) if step in steps else None
-    if meta is None:
+    steps = _whole_steps(opened)
+    if step not in steps:
         raise UserError(
-            f"no checkpoint of step {step} in {manager.directory}; choose one of the "
-            f"available steps: {', '.join(map(str, steps)) or 'none'}"
+            f"no checkpoint of step {step} in {opened.directory}; choose one of "
+            f"the available steps: {', '.join(map(str, steps)) or 'none'}"
         )
+    meta = _meta(opened.directory / str(step))
     if meta["format"] > FORMAT:
         raise UserError(
-            f"{manager.directory / str(step)} has format {meta['format']} and this "
+            f"{opened.directory / str(step)} has format {meta['format']} and this "
             f"lstm_jax reads up to {FORMAT}: install a newer lstm_jax"
         )
     return meta
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, abstract_state: PyTree
+    opened: Checkpoints, step: int, abstract_state: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
     """Restores a training state, bit for bit.
 
     Args:
-      manager: From `open_checkpoints`.
+      opened: From `open_checkpoints`.
       step: The step of the checkpoint.
       abstract_state: The structure, shapes and types wanted: a state, or a result
         of `jax.eval_shape`. A leaf with a sharding is restored with it, any other
@@ -177,9 +317,9 @@ def restore(
       UserError: If `read_meta` raises it, or if the paths, shapes or types of the
         arrays are not those of `abstract_state`.
     """
-    meta = read_meta(manager, step)
+    meta = read_meta(opened, step)
     fields = _fields(abstract_state)
-    saved, wanted = _entries(_saved_tree(manager, step)), _entries(fields)
+    saved, wanted = _entries(_saved_tree(opened, step)), _entries(fields)
     differing = [
         f"{path} is {saved.get(path, 'absent')}, not {wanted.get(path, 'absent')}"
         for path in {**wanted, **saved}
@@ -188,7 +328,7 @@ def restore(
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"{manager.directory / str(step)} is of another model or optimizer: "
+            f"{opened.directory / str(step)} is of another model or optimizer: "
             f"{'; '.join(differing[:3])}{more}. Use that run's configuration, or "
             "another workdir"
         )
@@ -203,15 +343,16 @@ def restore(
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )
-    restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
-    return abstract_state._replace(**restored.state), meta
+    handler = ocp.PyTreeCheckpointHandler()
+    restored: Any = handler.restore(_state_folder(opened, step), args=args)
+    return abstract_state._replace(**restored), meta
 
 
-def restore_params(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def restore_params(opened: Checkpoints, step: int) -> dict[str, Any]:
     """Restores the parameters that predict; the rest of the state is not read.
 
     Args:
-      manager: From `open_checkpoints`.
+      opened: From `open_checkpoints`.
       step: The step of the checkpoint.
 
     Returns:
@@ -221,16 +362,21 @@ def restore_params(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     Raises:
       UserError: If `read_meta` raises it.
     """
-    read_meta(manager, step)
-    saved = _saved_tree(manager, step)
+    read_meta(opened, step)
+    saved = _saved_tree(opened, step)
     field = "average" if "average" in saved else "params"
     item = {field: saved[field]}
     numpy_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     args = ocp.args.PyTreeRestore(
         item=item, restore_args=numpy_args, partial_restore=True
     )
-    restored: Any = manager.restore(step, args=ocp.args.Composite(state=args))
-    return restored.state[field]
+    handler = ocp.PyTreeCheckpointHandler()
+    restored: Any = handler.restore(_state_folder(opened, step), args=args)
+    return restored[field]
+
+
+def _state_folder(opened: Checkpoints, step: int) -> Any:  # Orbax has paths of its own
+    return opened.directory / str(step) / "state"
 
 
 def _fields(state: Any) -> dict[str, Any]:
@@ -244,10 +390,10 @@ def _fields(state: Any) -> dict[str, Any]:
     }
 
 
-def _saved_tree(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def _saved_tree(opened: Checkpoints, step: int) -> dict[str, Any]:
     """The saved state as nested dicts and lists, its leaves shapes and types."""
-    metadata: Any = manager.metadata(step).item_metadata
-    return metadata.state.tree
+    metadata: Any = ocp.PyTreeCheckpointHandler().metadata(_state_folder(opened, step))
+    return metadata.tree
 
 
 def _entries(tree: dict[str, Any]) -> dict[str, str]:

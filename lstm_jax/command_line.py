@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lstm_jax.config import Config
-from lstm_jax.errors import UserError
+from lstm_jax.errors import Interrupted, UserError
 
 
 def define_config(default: Path) -> "flags.FlagHolder[Config]":
@@ -75,25 +76,41 @@ def run(main: Callable[[], None]) -> None:
             _stop(f"unexpected argument {rest[1]!r}: flags begin with --")
         if not flags.FLAGS["verbosity"].present:
             # absl shows every library's INFO lines from here on; Orbax has many.
-            logging.set_verbosity(logging.WARNING)
+            # Its errors as well, which it raises besides.
+            logging.set_verbosity(logging.FATAL)
         return rest
 
     def guarded(argv: list[str]) -> None:
         del argv
+        threading.excepthook = _show_unless_unwritable
         try:
             main()
         except UserError as error:
             _stop(str(error))
         except flags.IllegalFlagValueError as error:
             _stop(f"{error}: does the file's get_config return a config?")
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on", file=sys.stderr, flush=True)
+        except KeyboardInterrupt as error:
+            if not isinstance(error, Interrupted):  # Ctrl-C before it trains, or twice
+                error = Interrupted(signal.SIGINT)
+            number, step = error.number, error.step
+            where = "" if step is None else f" at step {step}, which is saved"
+            print(
+                f"interrupted{where}: the same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
             sys.stdout.flush()
             # Not sys.exit: XLA may be compiling in another thread, and crashes where
             # the interpreter is taken down under it.
-            os._exit(128 + signal.SIGINT)
+            os._exit(128 + number)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _show_unless_unwritable(error: threading.ExceptHookArgs) -> None:
+    """Of a full disk the main thread tells, not TensorBoard's as well."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def ask(prompt: str, answer: Callable[[str], None]) -> None:

@@ -76,6 +76,9 @@ def base_config() -> Config:
     config.optimizer.momentum = 0.0  # rmsprop, rmsprop_tf1, sgd
     config.optimizer.weight_decay = 0.0  # adamw
     config.optimizer.epsilon = 1e-7  # adam, adamw, rmsprop; 1e-7 as in Keras
+    # Updates in a row that are left out where a gradient is not finite; 0: such a step
+    # ends the run.
+    config.optimizer.skip_nonfinite = 0
     config.optimizer.ema = 0.0  # decay of an average of the parameters; 0: none
 
     config.devices = ConfigDict()

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this" and "the user wants an end"."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,16 @@ class UserError(ValueError):
     line prints it and exits with code 2; anything else is a bug and shows its
     traceback.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run; the same command goes on.
+
+    Attributes:
+      number: of the signal.
+      step: that was saved, None of a run that had not begun to train.
+    """
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        super().__init__(number, step)
+        self.number, self.step = number, step

@@ -133,4 +133,10 @@ def make_optimizer(
     optimizer = makers[config.name]()
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.skip_nonfinite < 0:
+        raise UserError(
+            f"optimizer.skip_nonfinite={config.skip_nonfinite} must be at least 0"
+        )
+    if config.skip_nonfinite:
+        optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
     return optax.with_extra_args_support(optimizer)

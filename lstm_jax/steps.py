@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
 from lstm_jax.sharding import replicate, split_rows
@@ -58,12 +58,15 @@ class Stepping(NamedTuple):
       optimizer: how.
       batch_size: examples a step.
       ema: decay of the moving average of the parameters; 0: there is none.
+      skip: updates in a row that may be skipped where a gradient is not finite; with
+        them the optimizer is an `optax.apply_if_finite`.
     """
 
     task: Task
     optimizer: optax.GradientTransformation
     batch_size: int
     ema: float = 0.0
+    skip: int = 0
 
 
 def make_keys(seed: int) -> Keys:
@@ -169,6 +172,12 @@ def train_step(
     updates, opt_state = stepping.optimizer.update(
         gradient, state.opt_state, state.params
     )
+    if stepping.skip:
+        # What is skipped counts for nothing; beyond the limit its loss ends the run.
+        assert isinstance(opt_state, optax.ApplyIfFiniteState)
+        used = opt_state.last_finite | (opt_state.notfinite_count > stepping.skip)
+        sums = jax.tree.map(lambda a: jnp.where(used, a, 0), sums)
+        carry = jax.tree.map(lambda a, b: jnp.where(used, a, b), carry, state.carry)
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if stepping.ema:
@@ -196,30 +205,77 @@ def train_steps(
 ) -> TrainState:
     """`count` updates in one dispatch, on batches of one bucket.
 
+    It ends after a step whose loss is not finite, as `state.step` tells: the sums are
+    not finite from then on.
+
     The count is an argument of the compiled program, not a part of it: any number of
     steps runs the same code, and so gives the same bits, however it is divided.
     """
     task, batch_size = stepping.task, stepping.batch_size
     per_epoch = steps_per_epoch(task, batch_size)
+    size = size_of(examples)
 
-    def plan(step: Int[Array, ""]) -> tuple[Int[Array, " order"], Int[Array, " S"]]:
-        epoch = step // per_epoch
-        order = epoch_order(task, keys, epoch, bucket, size_of(examples))
-        return order, schedule(stepping, keys, epoch)[1]
+    def goes_on(carried: Any) -> Bool[Array, ""]:
+        done, state, _ = carried
+        return (done < count) & jnp.isfinite(state.sums["loss"])
 
-    def body(_: Any, carried: Any) -> Any:
-        state, planned = carried
-        begins = state.step % per_epoch == 0
-        planned = jax.lax.cond(begins, lambda: plan(state.step), lambda: planned)
-        order, numbers = planned
-        number = numbers[state.step % per_epoch]
-        batch, weight = take_batch(examples, order, number, batch_size)
-        anew = task.carry(batch_size)
-        carry = jax.tree.map(lambda a, b: jnp.where(begins, a, b), anew, state.carry)
-        state = state._replace(carry=carry)
-        return train_step(stepping, keys, state, batch, weight), planned
+    def body(carried: Any) -> Any:
+        done, state, plan = carried
+        plan = jax.lax.cond(
+            state.step % per_epoch == 0,
+            lambda: make_plan(stepping, keys, state.step, bucket, size),
+            lambda: plan,
+        )
+        chosen, weight = take_indices(stepping, plan, state.step)
+        batch = split_rows(jax.tree.map(lambda a: a[chosen], examples))
+        state = begin_epoch(stepping, state)
+        return done + 1, train_step(stepping, keys, state, batch, weight), plan
 
-    return jax.lax.fori_loop(0, count, body, (state, plan(state.step)))[0]
+    plan = make_plan(stepping, keys, state.step, bucket, size)
+    carried = jnp.zeros_like(count), state, plan
+    return jax.lax.while_loop(goes_on, body, carried)[1]
+
+
+def make_plan(
+    stepping: Stepping,
+    keys: Keys,
+    step: Int[Array, ""],
+    bucket: Int[Array, ""],
+    size: int,
+) -> tuple[Int[Array, " order"], Int[Array, " S"]]:
+    """The order of a bucket in the step's epoch, and each step's number in its own."""
+    epoch = step // steps_per_epoch(stepping.task, stepping.batch_size)
+    order = epoch_order(stepping.task, keys, epoch, bucket, size)
+    return order, schedule(stepping, keys, epoch)[1]
+
+
+def take_indices(
+    stepping: Stepping,
+    plan: tuple[Int[Array, " order"], Int[Array, " S"]],
+    step: Int[Array, ""],
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The examples of a step's batch, and their weights."""
+    order, numbers = plan
+    number = numbers[step % steps_per_epoch(stepping.task, stepping.batch_size)]
+    return batch_indices(order, number, stepping.batch_size)
+
+
+def begin_epoch(stepping: Stepping, state: TrainState) -> TrainState:
+    """The state before a step: where an epoch begins, its carry is new."""
+    task, batch_size = stepping.task, stepping.batch_size
+    begins = state.step % steps_per_epoch(task, batch_size) == 0
+    anew = task.carry(batch_size)
+    carry = jax.tree.map(lambda a, b: jnp.where(begins, a, b), anew, state.carry)
+    return state._replace(carry=carry)
+
+
+def batch_indices(
+    order: Int[Array, " order"], number: Int[Array, ""], batch_size: int
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The examples of a batch, and their weights: 0 for what pads the last one."""
+    places = number * batch_size + jnp.arange(batch_size)
+    chosen = order[jnp.minimum(places, order.shape[0] - 1)]
+    return chosen, split_rows((places < order.shape[0]).astype(jnp.float32))
 
 
 def take_batch(
@@ -228,11 +284,15 @@ def take_batch(
     number: Int[Array, ""],
     batch_size: int,
 ) -> tuple[Examples, Float[Array, " B"]]:
-    """A batch, and its examples' weights: 0 for what pads the last one."""
-    places = number * batch_size + jnp.arange(batch_size)
-    chosen = order[jnp.minimum(places, order.shape[0] - 1)]
-    weight = (places < order.shape[0]).astype(jnp.float32)
-    return split_rows((jax.tree.map(lambda a: a[chosen], examples), weight))
+    """A batch and its weights, as of `batch_indices`."""
+    chosen, weight = batch_indices(order, number, batch_size)
+    return split_rows(jax.tree.map(lambda a: a[chosen], examples)), weight
+
+
+def is_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether the losses since the last row and all parameters are numbers."""
+    finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
+    return jnp.stack([jnp.isfinite(state.sums["loss"]), *finite]).all()
 
 
 def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:

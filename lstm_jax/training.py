@@ -1,10 +1,12 @@
 """`fit`: the one place with jit and side effects."""
 
+import contextlib
 import functools
+import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from lstm_jax import checkpoints, devices, reporting, sharding, steps, workdirs
+from lstm_jax import (
+    checkpoints,
+    devices,
+    diagnosis,
+    interrupts,
+    reporting,
+    sharding,
+    steps,
+    workdirs,
+)
 from lstm_jax.config import Config, check_config
-from lstm_jax.errors import UserError
+from lstm_jax.errors import Interrupted, UserError
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
@@ -66,34 +77,51 @@ def _fit(
     per_epoch = steps.steps_per_epoch(task, config.batch_size)
     num_steps = config.num_steps or config.num_epochs * per_epoch
     optimizer = make_optimizer(config.optimizer, num_steps)
-    stepping = Stepping(task, optimizer, config.batch_size, config.optimizer.ema)
+    stepping = Stepping(
+        task,
+        optimizer,
+        config.batch_size,
+        config.optimizer.ema,
+        config.optimizer.skip_nonfinite,
+    )
     keys = steps.make_keys(config.seed)
     fresh = jax.jit(functools.partial(steps.init_state, stepping))
     abstract = jax.eval_shape(fresh, keys)
     _check_best(config.checkpoint.best, task, abstract.sums)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
     source = None if init_from is None else workdirs.load_source(init_from, workdir)
-    workdirs.claim(workdir, config, task.files)
-    print(task.summary, flush=True)
     best = config.checkpoint.best or None
-    with checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best) as manager:
-        step = checkpoints.latest_step(manager)
-        if step is None:
-            state, meta = fresh(keys), {"seconds": 0.0}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdirs.claimed(workdir, config, task.files))
+        stack.enter_context(_unwritable(workdir))
+        print(task.summary, flush=True)
+        opened = stack.enter_context(
+            checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best)
+        )
+
+        def begin() -> tuple[TrainState, dict[str, Any]]:
+            step = checkpoints.latest_step(opened)
+            if step is not None:
+                state, meta = checkpoints.restore(opened, step, abstract)
+                return _on_devices(state), meta
+            state = fresh(keys)
             if source is not None:
                 params = workdirs.matching_params(source, state.params)
                 average = jax.tree.map(jnp.copy, params) if stepping.ema else ()
                 state = state._replace(params=params, average=average)
-        else:
-            state, meta = checkpoints.restore(manager, step, abstract)
-        at, state = int(state.step), _on_devices(state)
+            return _on_devices(state), {"seconds": 0.0}
+
+        state, meta = begin()
+        at = int(state.step)
         if at >= num_steps or meta.get("ended", False):
             print(f"finished before, at step {at}: not trained again", file=sys.stderr)
             workdirs.store(workdir, config, task.files)  # what is free to change
         else:
             if at:
                 print(f"going on from step {at}", file=sys.stderr)
-            _train(config, stepping, keys, num_steps, workdir, manager, state, meta)
+            _train(
+                config, stepping, keys, num_steps, workdir, opened, state, meta, begin
+            )
     result = workdirs.result(workdir, best)
     if task.demonstrate is not None or task.pictures is not None:
         params = workdirs.load_params(workdir, result["step"])
@@ -103,6 +131,18 @@ def _fit(
         if task.demonstrate is not None:
             print(task.demonstrate(params))
     return result
+
+
+@contextlib.contextmanager
+def _unwritable(workdir: Path) -> Iterator[None]:
+    """Of a full disk or a folder without a right to write: one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {workdir} ({error.strerror}): its checkpoints are as "
+            "they were; mend that, and the same command goes on"
+        ) from None
 
 
 def _on_devices(state: TrainState) -> TrainState:
@@ -125,6 +165,7 @@ class Programs(NamedTuple):
       zeros: zeros like a tree.
       number: a number on the device, where it is left for the next time.
       schedule: `schedule(step)`: the bucket of each step of that step's epoch.
+      is_finite: `is_finite(state)`, as `steps.is_finite`.
     """
 
     run: Callable[..., TrainState]
@@ -134,6 +175,7 @@ class Programs(NamedTuple):
     zeros: Callable[[Any], Any]
     number: Callable[[int], Array]
     schedule: Callable[[Array], Array]
+    is_finite: Callable[[TrainState], Array]
 
 
 def _programs(stepping: Stepping, keys: Keys) -> Programs:
@@ -150,6 +192,7 @@ def _programs(stepping: Stepping, keys: Keys) -> Programs:
         schedule=jax.jit(
             lambda step: steps.schedule(stepping, keys, step // per_epoch)[0]
         ),
+        is_finite=jax.jit(steps.is_finite),
     )
 
 
@@ -166,11 +209,15 @@ def _train(
     keys: Keys,
     num_steps: int,
     workdir: Path,
-    manager: Any,
+    opened: checkpoints.Checkpoints,
     state: TrainState,
     meta: dict[str, Any],
+    begin: Callable[[], tuple[TrainState, dict[str, Any]]],
 ) -> None:
-    """Runs the steps that are left; the loop stops where the host has to look in."""
+    """Runs the steps that are left; the loop stops where the host has to look in.
+
+    `begin()` gives the state and the meta of the last checkpoint, now and later.
+    """
     task, best = stepping.task, config.checkpoint.best
     per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
     programs = _programs(stepping, keys)
@@ -188,7 +235,10 @@ def _train(
     workdirs.store(workdir, config, files)  # not before all that a resume needs is read
 
     def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
-        means = _means(task, sums)  # waits for the device
+        numbers = fetch(sums)  # waits for the device
+        if split == "train" and not math.isfinite(numbers["loss"]):
+            raise _NotFiniteError
+        means = _means(task, numbers)
         row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
         reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
         # Not finite is null, in the checkpoint's metrics as in metrics.jsonl.
@@ -205,14 +255,21 @@ def _train(
             add_row("train", *late)
             late = None
 
+    def check() -> None:
+        """Raises where the run has gone wrong since the last checkpoint."""
+        if not fetch(programs.is_finite(state)):
+            raise _NotFiniteError
+
     buckets: np.ndarray | None = None  # of the steps of this epoch
     record = Record(**(meta.get("record") or {}))
-    ended = False
+    ended, signal = False, None
+    stack = contextlib.ExitStack()
+    received = stack.enter_context(interrupts.noted())
     try:
-        while step < num_steps and not ended:
+        while step < num_steps and not ended and signal is None:
             periods = (*report_periods, *evaluate_periods, *save_periods)
             stop = min([num_steps, *(_next_stop(step, p) for p in periods if p)])
-            while step < stop:
+            while step < stop and signal is None:
                 if len(examples) > 1 and (buckets is None or step % per_epoch == 0):
                     buckets = fetch(programs.schedule(state.step))
                 bucket, count = _same_bucket(buckets, step % per_epoch, stop - step)
@@ -224,13 +281,15 @@ def _train(
                 )
                 step += count
                 add_late_row()  # only now, with the next steps under way
+                signal = received()
             last = step == num_steps
             if last or _is_due(step, report_periods):
                 late = (step, state.sums)
                 state = state._replace(sums=programs.zeros(state.sums))
             sampled = report.samples and late is not None and task.sample is not None
             measured = last or _is_due(step, evaluate_periods)
-            if sampled or measured or _is_due(step, save_periods):
+            saved = last or _is_due(step, save_periods) or signal is not None
+            if sampled or measured or saved:
                 add_late_row()
             if sampled and task.sample is not None:
                 shown = programs.peek(state.step, examples[0])
@@ -244,8 +303,8 @@ def _train(
                     reporting.say(
                         out, f"{best} has not improved {record.waited} times: the end"
                     )
-            saved = last or _is_due(step, save_periods)
             if saved or (measured and bool(best)):
+                check()
                 meta = {
                     "metrics": metrics,
                     "epoch": step / per_epoch,
@@ -253,9 +312,51 @@ def _train(
                     "record": record._asdict(),
                     "ended": ended,
                 }
-                checkpoints.save(manager, step, state, meta)
+                checkpoints.save(opened, step, state, meta)
+        if signal is not None:
+            raise Interrupted(signal, step)
+    except _NotFiniteError:
+        reporting.say(out, "a number is not finite: looking where")
+        state, _ = begin()
+        raise _where_not_finite(
+            stepping, keys, workdir, state, examples, step, programs.run
+        ) from None
     finally:
+        stack.close()
         reporting.close_report(out)
+
+
+class _NotFiniteError(Exception):
+    """A loss or a parameter is not finite."""
+
+
+def _where_not_finite(
+    stepping: Stepping,
+    keys: Keys,
+    workdir: Path,
+    state: TrainState,
+    examples: Buckets,
+    last: int,
+    run: Callable[..., TrainState],
+) -> UserError:
+    """Trains once more from the last checkpoint, `state`, to say what happened."""
+    begun = int(state.step)
+    found = diagnosis.find(stepping, keys, state, examples, last, run)
+    if found is None:
+        what = f"between steps {begun} and {last}, and not when they are run again"
+    else:
+        path = workdir / "not_finite.json"
+        reporting.write_file(path, json.dumps(found._asdict()) + "\n")
+        places = ((found.row, "row"), (found.time, "time"))
+        at = [f"{name} {place}" for place, name in places if place is not None]
+        where = ", ".join([found.where, *at])
+        what = f"at step {found.step}, first in {where} (the batch is in {path})"
+    kept = f"the checkpoint of step {begun} is kept" if begun else "nothing was saved"
+    return UserError(
+        f"numbers are not finite {what}; {kept}: lower optimizer.learning_rate, set "
+        "optimizer.clip_norm, or leave such updates out by optimizer.skip_nonfinite, "
+        "in another --workdir"
+    )
 
 
 class Record(NamedTuple):
@@ -318,10 +419,10 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
-def _means(task: Task, sums: Sums) -> dict[str, float]:
-    known = {name: float(value) for name, value in fetch(sums).items()}
-    count = known.pop("count")
-    means = {name: value / count for name, value in known.items()}
+def _means(task: Task, sums: dict[str, Any]) -> dict[str, float]:
+    known = {name: float(value) for name, value in sums.items()}
+    count = known.pop("count")  # 0: all updates were skipped
+    means = {k: value / count if count else math.nan for k, value in known.items()}
     means = {"loss": means.pop("loss"), **means}
     return means if task.finish is None else task.finish(means)
 
@@ -335,7 +436,7 @@ def _is_due(step: int, periods: tuple[int, ...]) -> bool:
 
 
 def _check_best(best: str, task: Task, sums: Any) -> None:
-    metrics = list(_means(task, {name: jnp.ones(()) for name in sums}))
+    metrics = list(_means(task, dict.fromkeys(sums, 1.0)))
     known = [f"{split}_{name}" for split in task.splits for name in metrics]
     if best and best not in known:
         raise UserError(

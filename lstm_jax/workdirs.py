@@ -1,11 +1,13 @@
 """The folder of a run: whose it is, and what it answers."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 
 from lstm_jax import checkpoints
 from lstm_jax.cells import Params
@@ -15,6 +17,7 @@ from lstm_jax.reporting import write_file
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
+LOCK_FILE = ".lock"
 # What may differ when a run goes on: it changes no update. The data may have moved: a
 # hash among the task's files tells whether it is the same.
 FREE = (
@@ -27,8 +30,11 @@ FREE = (
 )
 
 
-def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
+@contextlib.contextmanager
+def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator[None]:
     """Makes the folder this run's, or finds that it is and leaves it as it was.
+
+    Until the end no other process can have it; the lock dies with its owner.
 
     Args:
       workdir: the folder; made if missing.
@@ -36,9 +42,33 @@ def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
       files: contents by name; those of a run that goes on must be the same.
 
     Raises:
-      UserError: the folder holds something else; nothing in it has changed then.
+      UserError: the folder holds something else, or another process trains there;
+        nothing in it has changed then.
     """
-    other = f"name another folder with --workdir={workdir}_2"
+    _check_folder(workdir, config, files)
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(workdir / LOCK_FILE, timeout=0, mode=0o600)
+            stack.enter_context(lock)
+            # Once more: another process may have begun and ended meanwhile.
+            if not _check_folder(workdir, config, files):
+                store(workdir, config, {})  # from here on the folder is this run's
+        except Timeout:
+            raise UserError(
+                f"another process trains in {workdir}: wait for it, or "
+                f"{_other(workdir)}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {workdir} ({error.strerror}): {_other(workdir)}"
+            ) from None
+        yield
+
+
+def _check_folder(workdir: Path, config: Config, files: Mapping[str, str]) -> bool:
+    """Refuses what holds something else; tells whether the folder has this run."""
+    other = _other(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: {other}")
     if (workdir / CONFIG_FILE).exists():
@@ -54,18 +84,20 @@ def claim(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
                 raise UserError(
                     f"{workdir} holds a run on other data ({name} differs): {other}"
                 )
-        return
+        return True
     # A kill while the first file was written leaves no more than that file's start.
-    if workdir.exists() and any(p.suffix != ".tmp" for p in workdir.iterdir()):
+    unknown = [p for p in _files_in(workdir) if p.suffix != ".tmp"]
+    if any(p.name != LOCK_FILE for p in unknown):
         raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        # From here on the folder is this run's.
-        store(workdir, config, {})
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {workdir} ({error.strerror}): {other}"
-        ) from None
+    return False
+
+
+def _files_in(workdir: Path) -> list[Path]:
+    return list(workdir.iterdir()) if workdir.exists() else []
+
+
+def _other(workdir: Path) -> str:
+    return f"name another folder with --workdir={workdir}_2"
 
 
 def store(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
@@ -128,9 +160,9 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
     Raises:
       UserError: there is none.
     """
-    with checkpoints.open_checkpoints(workdir) as manager:
-        step = checkpoints.best_step(manager, best) if best else None
-        step = checkpoints.latest_step(manager) if step is None else step
+    with checkpoints.open_checkpoints(workdir) as opened:
+        step = checkpoints.best_step(opened, best) if best else None
+        step = checkpoints.latest_step(opened) if step is None else step
     if step is None:
         raise UserError(
             f"no checkpoint in {workdir} yet: give train.py the command that began it "
@@ -141,16 +173,16 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
 
 def load_params(workdir: str | Path, step: int) -> Params:
     """The parameters of a checkpoint, on the device."""
-    with checkpoints.open_checkpoints(workdir) as manager:
-        return jax.device_put(checkpoints.restore_params(manager, step))
+    with checkpoints.open_checkpoints(workdir) as opened:
+        return jax.device_put(checkpoints.restore_params(opened, step))
 
 
 def result(workdir: str | Path, best: str | None) -> dict[str, Any]:
     """What the checkpoint that predicts has reached; the last line of `train.py`."""
     step = answering_step(workdir, best)
-    with checkpoints.open_checkpoints(workdir) as manager:
-        meta = checkpoints.read_meta(manager, step)
-        best_step = checkpoints.best_step(manager, best) if best else None
+    with checkpoints.open_checkpoints(workdir) as opened:
+        meta = checkpoints.read_meta(opened, step)
+        best_step = checkpoints.best_step(opened, best) if best else None
     return {
         "step": step,
         "epoch": meta["epoch"],

@@ -78,6 +78,7 @@ def test_workdir_holds_the_run(trained: Trained) -> None:
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert len(events) == 1
     assert files - events == {
+        ".lock",
         "checkpoints",
         "config.json",
         "curves.png",
@@ -316,7 +317,10 @@ def test_best_of_a_finished_run_may_be_chosen_anew(
     assert call(*chosen).out.splitlines() == of_best
 
 
-def test_interrupted_training_says_so_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_says_so_in_one_line(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     workdir = tmp_path / "run"
     many = ("--config.num_steps=1000000", "--config.checkpoint.every=0")
     program = subprocess.Popen(
@@ -331,14 +335,20 @@ def test_interrupted_training_says_so_in_one_line(tmp_path: Path) -> None:
     try:
         assert program.stderr is not None
         assert program.stderr.readline().startswith("step 2/1000000  ")
-        program.send_signal(signal.SIGINT)
+        program.send_signal(number)
         _, err = program.communicate(timeout=60)
     finally:
         program.kill()
     *rows, last = err.splitlines()
-    assert last == "interrupted: the same command goes on"
-    assert all(row.startswith("step ") for row in rows)
-    assert program.returncode == 130
+    assert re.fullmatch(
+        r"interrupted at step \d+, which is saved: the same command goes on", last
+    )
+    *rows, noted = [row for row in rows if not row.startswith("step ")]
+    assert (rows, noted) == ([], "ends after the steps under way; once more: at once")
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [
+        last.split()[3].rstrip(",")
+    ]
+    assert program.returncode == 128 + number
     assert not list(workdir.glob("*.tmp"))
 
 

@@ -14,7 +14,7 @@ from jax._src.array import ArrayImpl
 from toy_runs import BATCH, ragged_task, toy_config, toy_task
 
 import lstm_jax as lj
-from lstm_jax import reporting, training
+from lstm_jax import reporting, steps, training
 from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import Task
 
@@ -130,14 +130,14 @@ def test_nothing_is_read_outside_of_fetch(tmp_path: Path, name: str) -> None:
 
 def test_a_read_outside_of_fetch_is_seen(tmp_path: Path) -> None:
     """What the test above would see."""
-    means, task = training._means, toy_task()
+    predicting, task = steps.predicting_params, toy_task()
 
-    def reading(task: Task, sums: Any) -> Any:
-        float(sums["loss"])
-        return means(task, sums)
+    def reading(state: Any) -> Any:
+        float(state.sums["loss"])
+        return predicting(state)
 
     with (
-        mock.patch.object(training, "_means", reading),
+        mock.patch.object(steps, "predicting_params", reading),
         reads_outside_of_fetch() as outside,
     ):
         lj.fit(config_of(task), task, tmp_path)
@@ -196,7 +196,7 @@ def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
 
             return call
 
-        names = ("run", "measure", "schedule")
+        names = ("run", "measure", "schedule", "is_finite")
         return made._replace(**{name: counting(name) for name in names})
 
     fetch = training.fetch
@@ -215,9 +215,9 @@ def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
     assert events.count("read") > EPOCHS
     for end in range(1, len(events) + 1):
         assert events[:end].count("read") <= events[:end].count("dispatch")
-    # One a row, and an epoch's order of the buckets.
-    schedules = EPOCHS if len(task.examples) > 1 else 0
-    assert events.count("read") == len(read_metrics(tmp_path)) + schedules
+    # One a row, an epoch's order of the buckets, and whether a save is of numbers.
+    schedules, saves = EPOCHS if len(task.examples) > 1 else 0, 1
+    assert events.count("read") == len(read_metrics(tmp_path)) + schedules + saves
 
 
 def test_the_next_steps_run_while_a_row_is_read(tmp_path: Path) -> None:

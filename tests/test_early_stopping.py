@@ -79,7 +79,8 @@ def test_steps_have_no_stops_at_epochs(tmp_path: Path) -> None:
 def test_epochs_under_a_cosine_are_fixed(tmp_path: Path) -> None:
     fields = {"optimizer.schedule": "cosine"}
     config = climbing_config(num_steps=0, num_epochs=3, **fields)
-    workdirs.claim(tmp_path, config, {})
+    with workdirs.claimed(tmp_path, config, {}):
+        pass
     config.num_epochs = 4
     with pytest.raises(UserError, match="in num_epochs: 3 there, 4 here"):
         training.fit(config, task_of_losses(), tmp_path)

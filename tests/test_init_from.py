@@ -56,7 +56,8 @@ def test_start_that_was_interrupted_before_its_first_checkpoint_still_takes_them
     source, workdir = tmp_path / "source", tmp_path / "run"
     training.fit(config, toy_task(), source)
     config.seed = 1
-    workdirs.claim(workdir, config, {})
+    with workdirs.claimed(workdir, config, {}):
+        pass
     left = workdir / "checkpoints" / "10.orbax-checkpoint-tmp" / "state"
     left.mkdir(parents=True)
     capsys.readouterr()

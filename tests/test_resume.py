@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reference import assert_same_bits
 from toy_runs import (
     hashes,
+    ragged_task,
     rows_of,
     saved_state,
     stopped_at,
@@ -18,7 +21,9 @@ from toy_runs import (
     toy_task,
 )
 
-from lstm_jax import training, workdirs
+import lstm_jax as lj
+from lstm_jax import interrupts, reporting, training, workdirs
+from lstm_jax.errors import Interrupted
 from lstm_jax.tasks import make_task
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +171,61 @@ def test_killed_and_started_again_is_as_never_stopped(
     again = training.fit(config, task, workdir)
     assert json.loads(json.dumps(again)) == result
     assert hashes(workdir) == before
+
+
+def test_signals_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they come, the steps under way are saved; a row is written once."""
+    task = ragged_task(2, cells=(lj.simple_rnn(2),), dropout=0.5)
+    config = toy_config(num_steps=30, **{"checkpoint.every": 7})
+    config.report.evaluate_every = 12
+    training.fit(config, task, tmp_path / "whole")
+    add_row, at = reporting.add_row, {5: signal.SIGTERM, 15: signal.SIGINT}
+    at |= {12: signal.SIGINT, 25: signal.SIGTERM}
+
+    def interrupting(out: Any, row: Any) -> None:
+        add_row(out, row)
+        if (number := at.pop(row["step"], None)) is not None:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(reporting, "add_row", interrupting)
+    before, saved = signal.getsignal(signal.SIGINT), []
+    while at:
+        numbers = list(at.values())
+        with pytest.raises(Interrupted) as caught:
+            training.fit(config, task, tmp_path / "parts")
+        assert caught.value.number in numbers
+        saved.append(caught.value.step)
+        assert int(saved_state(tmp_path / "parts", config, task).step) == saved[-1]
+        assert signal.getsignal(signal.SIGINT) is before
+    assert len(saved) == 4
+    training.fit(config, task, tmp_path / "parts")
+    assert_same_bits(
+        saved_state(tmp_path / "parts", config, task),
+        saved_state(tmp_path / "whole", config, task),
+    )
+    rows = rows_of(tmp_path / "parts", "train", "all")
+    assert rows == rows_of(tmp_path / "whole", "train", "all")
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with interrupts.noted() as received:
+        assert received() is None
+        signal.raise_signal(signal.SIGINT)
+        assert received() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    def enter() -> None:
+        with interrupts.noted() as received:
+            found.append((received(), signal.getsignal(signal.SIGINT)))
+
+    found: list[Any] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [(None, signal.getsignal(signal.SIGINT))]
 
 
 def test_reports_and_checkpoints_may_change(tmp_path: Path) -> None:

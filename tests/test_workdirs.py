@@ -1,17 +1,26 @@
 """Tests of lstm_jax.workdirs: whose a folder is, and what may change there."""
 
 import json
-import math
+import os
 import shutil
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
-from toy_runs import hashes, rows_of, toy_config, toy_task
+from toy_runs import (
+    climbing_config,
+    climbing_task,
+    hashes,
+    rows_of,
+    toy_config,
+    toy_task,
+)
 
-import lstm_jax as lj
 from lstm_jax import training, workdirs
 from lstm_jax.config import base_config
 from lstm_jax.errors import UserError
@@ -19,6 +28,17 @@ from lstm_jax.reporting import read_metrics
 from lstm_jax.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
+
+# Another process that trains in a folder.
+HOLDING = """
+import pathlib, sys
+from toy_runs import toy_config
+from lstm_jax import workdirs
+
+with workdirs.claimed(pathlib.Path(sys.argv[1]), toy_config(num_steps=1), {}):
+    print("claimed", flush=True)
+    input()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +149,8 @@ def test_start_killed_after_the_config_is_mended(
 
 def test_longer_run_under_a_cosine_is_refused(tmp_path: Path) -> None:
     config = toy_config(**{"optimizer.schedule": "cosine", "num_steps": 3})
-    workdirs.claim(tmp_path, config, {})
+    with workdirs.claimed(tmp_path, config, {}):
+        pass
     before = hashes(tmp_path)
     config.num_steps = 5
     with pytest.raises(UserError, match="in num_steps: 3 there, 5 here"):
@@ -160,17 +181,37 @@ def test_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert hashes(tmp_path) == before
 
 
-def test_diverged_run_answers_with_null(tmp_path: Path) -> None:
+def test_evaluation_that_is_not_finite_is_null(tmp_path: Path) -> None:
     """JSON has no NaN."""
-    fields = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e38}
-    config = toy_config(num_steps=5, **fields)
-    task = toy_task(cells=(lj.simple_rnn(4, activation=jax.nn.relu),))
-    result = training.fit(config, task, tmp_path)
-    assert result["all_loss"] is None
+    task = climbing_task(lambda w: jnp.inf)
+    result = training.fit(climbing_config(num_steps=2), task, tmp_path)
+    assert result["test_loss"] is None
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["split"], last["loss"]) == ("all", None)
-    assert math.isfinite(last["accuracy"])
+    assert (last["split"], last["loss"]) == ("test", None)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """The other is refused, and changes nothing; the lock goes with its owner."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        before = hashes(tmp_path)
+        with pytest.raises(UserError, match="another process trains in"):
+            training.fit(toy_config(num_steps=1), toy_task(), tmp_path)
+        assert hashes(tmp_path) == before
+    finally:
+        other.kill()  # it cannot unlock
+        other.communicate()
+    training.fit(toy_config(num_steps=1), toy_task(), tmp_path)
+    assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o600
 
 
 def test_other_text_of_the_same_words_is_refused(tmp_path: Path) -> None:
@@ -192,7 +233,8 @@ def test_other_text_of_the_same_words_is_refused(tmp_path: Path) -> None:
 def test_start_that_was_killed_in_its_first_write_is_mended(tmp_path: Path) -> None:
     (tmp_path / "config.json.tmp").write_text('{"ta')
     config = toy_config()
-    workdirs.claim(tmp_path, config, {})
+    with workdirs.claimed(tmp_path, config, {}):
+        pass
     assert workdirs.read_config(tmp_path).to_dict() == config.to_dict()
 
 

@@ -1,0 +1,166 @@
+"""Where a run's numbers ceased to be finite: its steps once more, one at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from lstm_jax import steps
+from lstm_jax.cells import Params
+from lstm_jax.steps import Keys, Stepping, TrainState
+from lstm_jax.tasks.task import Buckets, size_of
+
+
+class Finding(NamedTuple):
+    """The first number that is not finite.
+
+    Attributes:
+      step: of the update, counted from 1, that went wrong.
+      where: what holds the number, such as "the output of recurrent/layer_0".
+      row: of the batch; None where it belongs to none.
+      time: step of the sequence; None where it belongs to none.
+      bucket: of the batch.
+      indices: of the batch's examples in their bucket; -1 for what pads it.
+    """
+
+    step: int
+    where: str
+    row: int | None
+    time: int | None
+    bucket: int
+    indices: list[int]
+
+
+def find(
+    stepping: Stepping,
+    keys: Keys,
+    state: TrainState,
+    examples: Buckets,
+    last: int,
+    run: Callable[..., TrainState],
+) -> Finding | None:
+    """Trains on, step by step, up to the first that leaves a number not finite.
+
+    Args:
+      stepping: of the run.
+      keys: of the run.
+      state: to begin from, as it was at that step of the run.
+      examples: what the run trains on.
+      last: the step to which the run got.
+      run: `run(state, examples, bucket, count)`, the run's own program: it gives the
+        same bits. It may take the state's memory.
+
+    Returns:
+      None where all steps up to `last` are finite.
+    """
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    is_finite, per_epoch = jax.jit(steps.is_finite), _per_epoch(stepping)
+    schedule = jax.jit(lambda step: steps.schedule(stepping, keys, step // per_epoch))
+    buckets = np.zeros(per_epoch, np.int32)
+    for step in range(int(state.step), last):
+        if step % per_epoch == 0 or step == int(state.step):
+            buckets = np.asarray(schedule(jnp.int32(step))[0])
+        before, bucket = copy(state), int(buckets[step % per_epoch])
+        state = run(state, examples[bucket], jnp.int32(bucket), jnp.int32(1))
+        if not is_finite(state):
+            return _explain(stepping, keys, before, examples[bucket], bucket)
+    return None
+
+
+def _explain(
+    stepping: Stepping, keys: Keys, state: TrainState, examples: PyTree, bucket: int
+) -> Finding:
+    """What is not finite in the step after `state`, in the order it is computed."""
+    plan = steps.make_plan(
+        stepping, keys, state.step, jnp.int32(bucket), size_of(examples)
+    )
+    chosen, weight = steps.take_indices(stepping, plan, state.step)
+    batch = jax.tree.map(lambda a: a[chosen], examples)
+    state = steps.begin_epoch(stepping, state)
+    key = jax.random.fold_in(keys.noise, state.step)
+    padded = np.where(np.asarray(weight) > 0, np.asarray(chosen), -1)
+
+    def loss(params: Params) -> tuple[jax.Array, Any]:
+        sums, _ = stepping.task.loss(params, batch, weight, key, state.carry)
+        return sums["loss"] / sums["count"], sums
+
+    def found(where: str, at: tuple[int | None, int | None] = (None, None)) -> Finding:
+        number = int(state.step) + 1
+        return Finding(number, where, *at, bucket, padded.tolist())
+
+    for path, leaf in _leaves(batch):
+        if (at := _first(leaf)) is not None:
+            return found(f"the batch's {path}", at)
+    outputs = _module_outputs(lambda: loss(state.params))
+    for path, leaf, reverse in outputs:
+        if (at := _first(leaf, reverse)) is not None:
+            return found(f"the output of {path or 'the model'}", at)
+    if not jnp.isfinite(loss(state.params)[0]):
+        return found("the loss")
+    order = [path for path, *_ in outputs]
+    gradient = jax.grad(lambda params: loss(params)[0])(state.params)
+    for path, leaf in sorted(_leaves(gradient), key=lambda of: _rank(of[0], order)):
+        if _first(leaf) is not None:
+            return found(f"the gradient of {path}")
+    return found("the update of the parameters")
+
+
+def _per_epoch(stepping: Stepping) -> int:
+    return steps.steps_per_epoch(stepping.task, stepping.batch_size)
+
+
+def _module_outputs(run: Callable[[], Any]) -> list[tuple[str, Any, bool]]:
+    """Every array that a Linen module returned, inner ones first.
+
+    With the module's path, and whether it runs from the last step to the first.
+    """
+    outputs: list[tuple[str, Any, bool]] = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            path = "/".join(context.module.path)
+            reverse = getattr(context.module, "reverse", False)
+            # Of a recurrent layer (carry, ys): ys tell the step, so they come first.
+            leaves = jax.tree.leaves(out)
+            outputs.extend((path, leaf, reverse) for leaf in reversed(leaves))
+        return out
+
+    with nn.intercept_methods(record):
+        run()
+    return outputs
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _first(array: Any, reverse: bool = False) -> tuple[int | None, int | None] | None:
+    """Row and time of the first number that is not finite; None: there is none."""
+    array = np.asarray(array, np.float64)
+    bad = ~np.isfinite(array)
+    if not bad.any():
+        return None
+    if array.ndim < 2:
+        return (int(bad.argmax()), None) if array.ndim else (None, None)
+    if array.ndim == 2:
+        return int(bad.any(1).argmax()), None
+    at_time = bad.reshape(*bad.shape[:2], -1).any(-1)
+    times = np.flatnonzero(at_time.any(0))
+    time = int(times[-1] if reverse else times[0])
+    return int(at_time[:, time].argmax()), time
+
+
+def _rank(path: str, order: list[str]) -> int:
+    """When the module that has a parameter was first called."""
+    holders = [
+        i for i, module in enumerate(order) if f"{path}/".startswith(f"{module}/")
+    ]
+    return min(holders, default=len(order))

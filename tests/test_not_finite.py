@@ -1,0 +1,183 @@
+"""Runs whose numbers cease to be finite: where that is told, and what is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import assert_same_bits
+from toy_runs import (
+    BATCH,
+    ragged_arrays,
+    ragged_task,
+    rows_of,
+    saved_state,
+    toy_arrays,
+    toy_config,
+    toy_model,
+    toy_task,
+)
+
+import lstm_jax as lj
+from lstm_jax import steps, training
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import Task, classification
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
+
+def bursting(threshold: float) -> lj.Cell:
+    """A simple RNN whose output is infinite once its input is beyond a threshold."""
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        h = jnp.tanh(zx + zh)
+        return lj.HiddenCarry(h), jnp.where(carry.h[0] > threshold, jnp.inf, h)
+
+    return lj.gated(3, 1, gates)
+
+
+def task_with(value: float, at: int) -> Task:
+    """`toy_task`, one of whose examples holds a value."""
+    inputs, labels = toy_arrays()
+    inputs[at, -1, 0] = value
+    return classification(toy_model(), inputs, labels, {"all": toy_arrays()})
+
+
+def told(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "not_finite.json").read_text())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_input(tmp_path: Path, value: float) -> None:
+    """A batch with it is named, with the example; what was saved before stays."""
+    task, at = task_with(value, at=7), 7
+    config = toy_config(**{"checkpoint.every": 1, "report.every": 20})
+    with pytest.raises(UserError, match=r"first in the batch's inputs, row .*, time 2"):
+        training.fit(config, task, tmp_path)
+    found = told(tmp_path)
+    assert found["indices"][found["row"]] == at
+    assert found["time"] == 2
+    # The steps before are saved, and the run ends there again.
+    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert saved == ([found["step"] - 1] if found["step"] > 1 else [])
+    with pytest.raises(UserError, match=f"at step {found['step']}, "):
+        training.fit(config, task, tmp_path)
+    assert rows_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("every", [5, 20])
+def test_a_loss_within_a_dispatch(tmp_path: Path, every: int) -> None:
+    """The steps after it change nothing: they are not run."""
+    losing = 7
+
+    def loss(params: Any, examples: Any, weight: Any, key: Any, carry: Any) -> Any:
+        step = params["w"]
+        losses = jnp.where(step == losing - 1, jnp.nan, -step) * weight
+        return {"count": jnp.sum(weight), "loss": jnp.sum(losses)}, carry
+
+    task = toy_task()._replace(init=lambda key: {"w": jnp.zeros(())}, loss=loss)
+    config = toy_config(
+        **{
+            "optimizer.name": "sgd",
+            "optimizer.learning_rate": 1.0,
+            "report.every": every,
+            "checkpoint.every": 3,
+        }
+    )
+    with pytest.raises(UserError, match=f"at step {losing}, first in the loss"):
+        training.fit(config, task, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+    assert float(saved_state(tmp_path, config, task).params["w"]) == 6
+    assert [row["step"] for row in rows_of(tmp_path)] == [5] * (every == 5)
+
+
+def test_train_steps_end_after_it() -> None:
+    task = task_with(np.nan, at=7)
+    examples = jax.tree.map(jnp.asarray, task.examples[0])
+
+    stepping = steps.Stepping(task, optax.sgd(0.1), BATCH)
+    keys = steps.make_keys(0)
+    state = steps.init_state(stepping, keys)
+    run = jax.jit(
+        lambda state, count: steps.train_steps(
+            stepping, keys, state, examples, jnp.int32(0), count
+        )
+    )
+    ended = run(state, jnp.int32(20))
+    assert 1 <= int(ended.step) <= 3
+    again = run(ended, jnp.int32(20))
+    assert_same_bits(again, ended)
+
+
+def test_an_output_of_a_layer(tmp_path: Path) -> None:
+    inputs, labels = toy_arrays()
+    task = classification(
+        toy_model(cells=(lj.lstm(3), bursting(0.0)), pooling="mean"),
+        inputs,
+        labels,
+        {"all": toy_arrays()},
+    )
+    with pytest.raises(UserError, match="the output of recurrent/layer_1, row"):
+        training.fit(toy_config(), task, tmp_path)
+    found = told(tmp_path)
+    assert found["step"] == 1
+    # The carry before the first step is zero.
+    assert found["time"] == 1
+
+
+def test_a_gradient(tmp_path: Path) -> None:
+    """Of a root at zero; the loss itself is finite."""
+
+    def loss(params: Any, examples: Any, weight: Any, key: Any, carry: Any) -> Any:
+        losses = weight * (params["v"] ** 2 + jnp.sqrt(params["w"]))
+        return {"count": jnp.sum(weight), "loss": jnp.sum(losses)}, carry
+
+    params = {"v": jnp.ones(()), "w": jnp.zeros(())}
+    task = toy_task()._replace(init=lambda key: params, loss=loss)
+    with pytest.raises(UserError, match="at step 1, first in the gradient of w"):
+        training.fit(toy_config(), task, tmp_path)
+
+
+def test_with_buckets(tmp_path: Path) -> None:
+    inputs, labels, lengths = ragged_arrays()
+    row = int(np.argmax(lengths))
+    inputs[row, lengths[row] - 1] = np.nan
+    task = classification(toy_model(), inputs, labels, lengths=lengths, buckets=2)
+    with pytest.raises(UserError, match="the batch's inputs"):
+        training.fit(toy_config(), task, tmp_path)
+    found = told(tmp_path)
+    bucket = task.examples[found["bucket"]]
+    example = bucket["inputs"][found["indices"][found["row"]]]
+    assert np.isnan(example).any()
+
+
+def test_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The update is left out, and its batch not counted."""
+    task = task_with(np.nan, at=7)
+    config = toy_config(num_steps=12, **{"optimizer.skip_nonfinite": 1})
+    config.report.every = 3
+    result = training.fit(config, task, tmp_path)
+    assert np.isfinite(result["all_loss"])
+    state = saved_state(tmp_path, config, task)
+    assert int(state.opt_state.total_notfinite) == 4  # once an epoch
+    rows = rows_of(tmp_path, "train")
+    assert len(rows) == 4
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_skipped_too_often(tmp_path: Path) -> None:
+    inputs, labels = toy_arrays()
+    inputs[:] = np.nan
+    task = classification(toy_model(), inputs, labels, {"all": toy_arrays()})
+    config = toy_config(**{"optimizer.skip_nonfinite": 3})
+    with pytest.raises(UserError, match="at step 4, first in the batch's inputs"):
+        training.fit(config, task, tmp_path)
+
+
+def test_padding_may_hold_anything(tmp_path: Path) -> None:
+    task = ragged_task(1, cells=(lj.lstm(3),))
+    assert np.isfinite(training.fit(toy_config(), task, tmp_path)["all_loss"])
