@@ -3,6 +3,7 @@
 import contextlib
 import io
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,8 +97,14 @@ def caller(monkeypatch: Any, capsys: Any) -> Callable[..., Finished]:
 
 def run_here(script: str) -> int:
     """Runs a script as Python would; its exit code."""
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return stopped.value.code or 0
 
 
