@@ -29,7 +29,6 @@ WAYS = [
     ("gru_before", "autodiff", None, TIME),
     pytest.param("lstm", "autodiff", None, TIME, marks=pytest.mark.slow),
     pytest.param("gru", "fused", None, TIME, marks=pytest.mark.slow),
-    pytest.param("gru", "fused", ROWS_LAST, 1, marks=pytest.mark.slow),
 ]
 
 
