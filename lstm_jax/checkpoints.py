@@ -114,10 +114,11 @@ def open_checkpoints(
         ),
     )
     manager = ocp.CheckpointManager(directory, options=options)
-    with contextlib.ExitStack() as stack:
-        opened = Checkpoints(directory, manager)
-        stack.callback(_close, opened)
-        yield opened
+    try:
+        yield Checkpoints(directory, manager)
+    finally:
+        with _one_line(directory):
+            manager.close()
 
 
 def _examine(directory: Path) -> tuple[list[int], dict[int, str]]:
@@ -192,12 +193,6 @@ def _one_line(directory: Path) -> Iterator[None]:
             f"cannot write a checkpoint to {directory} ({reason[:200]}): those "
             "before it are as they were; mend that, and the same command goes on"
         ) from None
-
-
-def _close(opened: Checkpoints) -> None:
-    assert opened.manager is not None
-    with _one_line(opened.directory):
-        opened.manager.close()
 
 
 def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) -> None:

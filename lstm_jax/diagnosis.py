@@ -61,8 +61,9 @@ def find(
     is_finite, per_epoch = jax.jit(steps.is_finite), _per_epoch(stepping)
     schedule = jax.jit(lambda step: steps.schedule(stepping, keys, step // per_epoch))
     buckets = np.zeros(per_epoch, np.int32)
-    for step in range(int(state.step), last):
-        if step % per_epoch == 0 or step == int(state.step):
+    first = int(state.step)
+    for step in range(first, last):
+        if step % per_epoch == 0 or step == first:
             buckets = np.asarray(schedule(jnp.int32(step))[0])
         before, bucket = copy(state), int(buckets[step % per_epoch])
         state = run(state, examples[bucket], jnp.int32(bucket), jnp.int32(1))
@@ -84,9 +85,9 @@ def _explain(
     key = jax.random.fold_in(keys.noise, state.step)
     padded = np.where(np.asarray(weight) > 0, np.asarray(chosen), -1)
 
-    def loss(params: Params) -> tuple[jax.Array, Any]:
+    def loss(params: Params) -> jax.Array:
         sums, _ = stepping.task.loss(params, batch, weight, key, state.carry)
-        return sums["loss"] / sums["count"], sums
+        return sums["loss"] / sums["count"]
 
     def found(where: str, at: tuple[int | None, int | None] = (None, None)) -> Finding:
         number = int(state.step) + 1
@@ -99,10 +100,10 @@ def _explain(
     for path, leaf, reverse in outputs:
         if (at := _first(leaf, reverse)) is not None:
             return found(f"the output of {path or 'the model'}", at)
-    if not jnp.isfinite(loss(state.params)[0]):
+    if not jnp.isfinite(loss(state.params)):
         return found("the loss")
     order = [path for path, *_ in outputs]
-    gradient = jax.grad(lambda params: loss(params)[0])(state.params)
+    gradient = jax.grad(loss)(state.params)
     for path, leaf in sorted(_leaves(gradient), key=lambda of: _rank(of[0], order)):
         if _first(leaf) is not None:
             return found(f"the gradient of {path}")

@@ -86,14 +86,10 @@ def _check_folder(workdir: Path, config: Config, files: Mapping[str, str]) -> bo
                 )
         return True
     # A kill while the first file was written leaves no more than that file's start.
-    unknown = [p for p in _files_in(workdir) if p.suffix != ".tmp"]
-    if any(p.name != LOCK_FILE for p in unknown):
+    found = workdir.iterdir() if workdir.exists() else ()
+    if any(p.suffix != ".tmp" and p.name != LOCK_FILE for p in found):
         raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
     return False
-
-
-def _files_in(workdir: Path) -> list[Path]:
-    return list(workdir.iterdir()) if workdir.exists() else []
 
 
 def _other(workdir: Path) -> str:
