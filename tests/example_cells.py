@@ -293,10 +293,10 @@ RUNS = [
 ]
 
 
-def random_params(cell: lj.Cell, seed: int = 0) -> Params:
+def random_params(cell: lj.Cell, seed: int = 0, input_size: int = INPUT) -> Params:
     """Parameters with no zero among them, biases and extras included."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: cell.init(key, INPUT), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
     return jax.tree.map(
         lambda a: jnp.asarray(rng.normal(scale=0.6, size=a.shape), a.dtype), shapes
     )
