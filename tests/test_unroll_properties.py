@@ -8,7 +8,7 @@ Ordinarily a few cases, the same every time. To look for new ones, for hours if 
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,14 @@ _COMMON = settings(
 settings.register_profile("lstm_jax", _COMMON, max_examples=7, derandomize=True)
 settings.register_profile("long", _COMMON, max_examples=400)
 PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "lstm_jax"))
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Of thousands of programs, each a few megabytes, none is needed again."""
+    yield
+    jax.clear_caches()
+
 
 # Sizes that the cells of `example_cells` do not fix.
 MAKERS: dict[str, Callable[..., lj.Cell]] = {
