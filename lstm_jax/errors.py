@@ -1,5 +1,8 @@
 """The exceptions that mean "the user can mend this" and "the user wants an end"."""
 
+# Characters of a message, of which the first say what is wrong, the last what to do.
+_LONGEST = 2000
+
 
 class UserError(ValueError):
     """A mistake that the person at the command line can mend.
@@ -8,6 +11,14 @@ class UserError(ValueError):
     line prints it and exits with code 2; anything else is a bug and shows its
     traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        # What it quotes, be it a name or another library, knows no such limits.
+        line = " ".join(message.splitlines())
+        if len(line) > _LONGEST:
+            half = _LONGEST // 2
+            line = f"{line[:half]} ... {line[-half:]}"
+        super().__init__(line)
 
 
 class Interrupted(KeyboardInterrupt):
