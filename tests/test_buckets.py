@@ -50,6 +50,8 @@ def test_few_lengths() -> None:
     assert bucket_lengths(np.array([4, 4, 4]), 3) == [4]
     assert bucket_lengths(np.array([], np.int32)) == []
     assert bucket_lengths(np.array([1, 100, 1, 99]), 2) == [1, 100]
+    # There are no more than there are lengths, however many there may be.
+    assert bucket_lengths(np.array([3, 1, 2]), 10**9) == [1, 2, 3]
 
 
 def test_more_lengths_than_are_considered() -> None:

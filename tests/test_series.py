@@ -220,3 +220,8 @@ def test_waves_follow_their_formula() -> None:
     clean = 20 + 2.5 * amplitude * sines
     np.testing.assert_allclose(series - clean, NOISE * draws[:, 1], atol=0.00501)
     assert ((amplitude > 0.66) & (amplitude < 1.5)).mean() > 0.9
+
+
+def test_a_long_field_of_another_column(tmp_path: Path) -> None:
+    path = write(tmp_path, f"note,load\n{'x' * 10**6},1\n,2\n")
+    assert read_series(path).tolist() == [1, 2]

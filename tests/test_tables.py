@@ -240,3 +240,16 @@ def test_hold_out_of_nothing() -> None:
             hold_out(["a", "b"], share, 0)
     with pytest.raises(UserError, match=r"^1 rows cannot be split: at least 2 "):
         hold_out(["a"], 0.5, 0)
+
+
+def test_hold_out_of_classes_of_a_row_each() -> None:
+    """What was drawn may be all that there is of its class."""
+    for seed in range(20):
+        train, held_out = hold_out(["a", "b", "c", "d", "e", "e"], 0.2, seed)
+        assert len(held_out) == 1
+        assert held_out[0] in (4, 5)
+        assert len(train) == 5
+    with pytest.raises(
+        UserError, match=r"^each of 2 rows has a label of its own, so that none can be "
+    ):
+        hold_out(["a", "b"], 0.5, 0)

@@ -39,7 +39,7 @@ def bucket_lengths(lengths: Integer[np.ndarray, " N"], count: int = 5) -> list[i
     cost = (widths * (fitting - fitting[:, None])).astype(np.float64)
     cost[np.tril_indices_from(cost, -1)] = np.inf
     least, choices = cost[0], []
-    for _ in range(count - 1):
+    for _ in range(min(count, len(candidates)) - 1):
         totals = least[:, None] + cost
         choices.append(np.argmin(totals, axis=0))
         least = np.min(totals, axis=0)

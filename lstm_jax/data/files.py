@@ -1,5 +1,8 @@
 """The user's files."""
 
+import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from lstm_jax.errors import UserError
@@ -29,3 +32,38 @@ def read_utf8(path: str, takes: str) -> str:
             f"{path}, line {line}: not UTF-8 (byte {error.start}); convert it, for "
             "example with iconv -t UTF-8"
         ) from None
+
+
+def read_records(
+    path: str, text: str, delimiter: str = ","
+) -> Iterator[tuple[int, list[str]]]:
+    """The records of a delimited text, each with the line on which it begins.
+
+    A blank line is a record without fields.
+
+    Args:
+      path: where the text is from, for the error.
+      text: the text.
+      delimiter: what parts fields.
+
+    Raises:
+      UserError: quotes are not as they should be; the message names the line.
+    """
+    # strict: an unclosed quote is an error, not the rest of the file in one field.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1  # a quoted field may hold newlines
+        # The limit is the process's: it is raised for no longer than one record.
+        limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: {error}; a quoted field ends with a quote, and "
+                "a quote inside it is doubled"
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield line, row

@@ -1,7 +1,5 @@
 """A series of numbers: a column of a CSV file, cut into windows and what follows."""
 
-import csv
-import io
 import math
 import reprlib
 from typing import NamedTuple
@@ -9,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lstm_jax.data.files import read_utf8
+from lstm_jax.data.files import read_records, read_utf8
 from lstm_jax.data.waves import waves
 from lstm_jax.errors import UserError
 
@@ -134,33 +132,24 @@ def read_series(path: str, column: str = "") -> Float[np.ndarray, " steps"]:
     """
     # Blank lines at the end are nothing; any other would be a step that is missing.
     text = read_utf8(path, "data.path takes a CSV file of numbers").rstrip()
-    # strict: an unclosed quote is an error, not the rest of the file in one field.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     numbers: list[float] = []
-    header, at, line = None, -1, 1
-    try:
-        for row in reader:
-            if not row:
-                raise UserError(
-                    f"{path}, line {line}: the line is blank; every row is a step, so "
-                    "fill it in, or remove it if none is missing"
-                )
-            if header is None:
-                header = [name.strip() for name in row]
-                at = _place(path, header, column)
-            elif len(row) != len(header):
-                raise UserError(
-                    f"{path}, line {line}: {len(row)} fields where the header has "
-                    f"{len(header)}: every row is a step and needs them all"
-                )
-            else:
-                numbers.append(_number(path, line, header[at], row[at]))
-            line = reader.line_num + 1  # a quoted field may hold newlines
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {line}: {error}; a quoted field ends with a quote, and a "
-            "quote inside it is doubled"
-        ) from None
+    header, at = None, -1
+    for line, row in read_records(path, text):
+        if not row:
+            raise UserError(
+                f"{path}, line {line}: the line is blank; every row is a step, so "
+                "fill it in, or remove it if none is missing"
+            )
+        if header is None:
+            header = [name.strip() for name in row]
+            at = _place(path, header, column)
+        elif len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields where the header has "
+                f"{len(header)}: every row is a step and needs them all"
+            )
+        else:
+            numbers.append(_number(path, line, header[at], row[at]))
     if header is None:
         raise UserError(f"{path} is empty: it needs a header row that names columns")
     if not numbers:

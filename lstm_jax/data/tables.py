@@ -1,18 +1,16 @@
 """The user's own labelled texts: a CSV, TSV or JSONL file, and a part held out."""
 
-import csv
-import io
 import json
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from lstm_jax.data.files import read_utf8
+from lstm_jax.data.files import read_records, read_utf8
 from lstm_jax.errors import UserError
 
 
@@ -91,7 +89,7 @@ def hold_out(
     and seed give the same rows.
 
     Raises:
-      UserError: a share not between 0 and 1, or fewer than two rows.
+      UserError: a share not between 0 and 1, or no class has two rows.
     """
     if not 0 < share < 1:
         raise UserError(f"a held-out share of {share}: it must be between 0 and 1")
@@ -100,7 +98,14 @@ def hold_out(
         raise UserError(f"{size} rows cannot be split: at least 2 are needed")
     count = min(max(round(size * share), 1), size - 1)
     shuffled = np.random.default_rng(seed).permutation(size)
-    _, classes = np.unique(np.asarray(labels), return_inverse=True)
+    _, classes, sizes = np.unique(
+        np.asarray(labels), return_inverse=True, return_counts=True
+    )
+    if sizes.max() == 1:
+        raise UserError(
+            f"each of {size} rows has a label of its own, so that none can be held "
+            "out: give more rows of a label"
+        )
     grouped = shuffled[np.argsort(classes[shuffled], kind="stable")]
     # `count` of them at even distances, hence from each class in proportion; half a
     # distance from either end, or the last class would always give one more.
@@ -109,6 +114,8 @@ def hold_out(
         rows = np.flatnonzero(classes[grouped] == name)
         if held_out[rows].all():
             held_out[rows[0]] = False
+    if not held_out.any():  # what was drawn were whole classes
+        held_out[np.flatnonzero(classes[grouped] == sizes.argmax())[0]] = True
     return np.sort(grouped[~held_out]), np.sort(grouped[held_out])
 
 
@@ -124,9 +131,7 @@ def _contents(path: str) -> str:
 
 def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
-    # strict: an unclosed quote is an error, not the rest of the file in one field.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records = _records(path, text, reader)
+    records = (record for record in read_records(path, text, delimiter) if record[1])
     line, header = next(records, (1, []))
     if not header:
         raise UserError(f"{path} is empty: it needs a header row that names columns")
@@ -146,27 +151,6 @@ def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -
                 f"{'tab' if delimiter == chr(9) else 'comma'} or a newline"
             )
         yield line, row[at_text], row[at_label]
-
-
-def _records(path: str, text: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it begins, fields) of each record that is not a blank line."""
-    while True:
-        line = reader.line_num + 1
-        # The limit is the process's: it is raised for no longer than one record.
-        limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {line}: {error}; a quoted field ends with a quote, and "
-                "a quote inside it is doubled"
-            ) from None
-        finally:
-            csv.field_size_limit(limit)
-        if row is None:
-            return
-        if row:
-            yield line, row
 
 
 def _json_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
