@@ -109,7 +109,14 @@ _MODELS: dict[str, tuple[bool, bool, Callable[..., tuple[Any, Array]]]] = {
 def _vocabulary(workdir: Path) -> Tokenizer:
     path = workdir / VOCABULARY_FILE
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        vocabulary = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        numbers = vocabulary.get_vocab()
+        # Another number would be read as the last one.
+        if not numbers or sorted(numbers.values()) != [*range(len(numbers))]:
+            raise ValueError("its words are not numbered from 0")
+        if getattr(vocabulary.model, "unk_token", None) not in numbers:
+            raise ValueError("no word stands for those that it lacks")
+        return vocabulary
     except Exception as error:  # the library raises bare Exception
         raise UserError(
             f"{path} is missing or damaged ({error}): train again"
@@ -122,7 +129,9 @@ def _labels(workdir: Path) -> tuple[str, ...]:
         labels = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
             raise ValueError("no list of names")
-    except (OSError, ValueError) as error:
+        if len(labels) < 2:
+            raise ValueError("fewer than two names")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}): train again"
         ) from None

@@ -117,7 +117,7 @@ def read_config(workdir: str | Path) -> Config:
             f"no run in {workdir} (no {CONFIG_FILE}): train it first, by train.py with "
             f"--workdir={workdir} and the --config that it is to have"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # beyond Python's own limits as well
         raise UserError(f"{path} is damaged: {mend}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no config: {mend}")
@@ -134,9 +134,12 @@ def read_config(workdir: str | Path) -> Config:
             default, bool
         ):
             raise UserError(f"{path}: {name}={value!r} is not of its type: {mend}")
-        config.update_from_flattened_dict(
-            {name: tuple(value) if isinstance(default, tuple) else value}
-        )
+        try:
+            config.update_from_flattened_dict(
+                {name: tuple(value) if isinstance(default, tuple) else value}
+            )
+        except OverflowError:  # an integer larger than any float
+            raise UserError(f"{path}: {name}={value} is too large: {mend}") from None
     return config
 
 

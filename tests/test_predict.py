@@ -92,6 +92,18 @@ def edit_config(**fields: Any) -> Callable[[Path], None]:
     return edit
 
 
+def edit_vocabulary(**fields: Any) -> Callable[[Path], None]:
+    """Sets fields of the model in a run's vocabulary."""
+
+    def edit(workdir: Path) -> None:
+        path = workdir / "vocabulary.json"
+        vocabulary = json.loads(path.read_text())
+        vocabulary["model"] |= fields
+        path.write_text(json.dumps(vocabulary))
+
+    return edit
+
+
 def remove(name: str) -> Callable[[Path], None]:
     def edit(workdir: Path) -> None:
         path = workdir / name
@@ -119,6 +131,14 @@ def remove(name: str) -> Callable[[Path], None]:
         (edit_config(model__cell="lstmm"), ("'lstmm'",)),
         (remove("vocabulary.json"), ("vocabulary.json is missing",)),
         (write("vocabulary.json", b"{}"), ("vocabulary.json is missing or damaged",)),
+        (
+            edit_vocabulary(vocab={"long": 1, "ago": 7}, unk_token="ago"),
+            ("vocabulary.json is missing or damaged", "not numbered from 0"),
+        ),
+        (
+            edit_vocabulary(unk_token="zebra"),
+            ("vocabulary.json is missing or damaged", "no word stands for"),
+        ),
         (remove("checkpoints"), ("no checkpoint in {workdir}", "train.py")),
     ],
     ids=[
@@ -138,6 +158,8 @@ def remove(name: str) -> Callable[[Path], None]:
         "no_such_cell",
         "no_vocabulary",
         "damaged_vocabulary",
+        "gaps_in_the_vocabulary",
+        "no_unknown_word",
         "no_checkpoint",
     ],
 )

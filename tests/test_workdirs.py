@@ -291,3 +291,23 @@ def test_field_of_another_type_is_named(
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=rf"model\.{field}=.* is not of its type"):
         workdirs.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "config.json is damaged: restore it"),
+        ('{"seed": ' + "9" * 5000 + "}", "config.json is damaged: restore it"),
+        (
+            '{"model": {"dropout": 1' + "0" * 400 + "}}",
+            "config.json: model.dropout=1000.* is too large: restore it",
+        ),
+        ('{"a\\nb": 1}', "config.json has a field a b, which this lstm_jax"),
+    ],
+)
+def test_config_beyond_pythons_limits(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        workdirs.read_config(tmp_path)
