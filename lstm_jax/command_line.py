@@ -87,6 +87,16 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _stop(str(error))
+        except (MemoryError, RuntimeError) as error:
+            # XLA has no exception of its own for it.
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(
+                error
+            ):
+                raise
+            _stop(
+                "not enough memory: lower batch_size, data.length or the sizes of the "
+                f"model ({str(error)[:200]})"
+            )
         except flags.IllegalFlagValueError as error:
             _stop(f"{error}: does the file's get_config return a config?")
         except KeyboardInterrupt as error:

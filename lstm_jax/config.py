@@ -12,6 +12,7 @@ Config: TypeAlias = Any
 
 
 _MOST_DEVICES = 256  # jax makes no thousands of one processor
+_MOST = 2**31  # numbers are int32 on the device
 
 
 def base_config() -> Config:
@@ -120,6 +121,9 @@ def check_config(config: Config) -> None:
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2**32")
+    for name, value in flatten(config.to_dict()).items():
+        if isinstance(value, int) and value >= _MOST and name != "seed":
+            raise UserError(f"{name}={value} must be below 2**31")
     for name, value in (
         ("batch_size", config.batch_size),
         ("checkpoint.keep", config.checkpoint.keep),

@@ -13,6 +13,7 @@ from lstm_jax.config import Config, refuse_unread
 from lstm_jax.errors import UserError
 from lstm_jax.models import LanguageModel, SequenceClassifier, SequenceTagger
 
+_MOST_LAYERS = 1000  # each is traced by itself: more would take hours
 _RATES = (
     "embedding_dropout",
     "input_dropout",
@@ -47,6 +48,10 @@ def make_cells(model: Config) -> tuple[Cell, ...]:
     for field in ("hidden_size", "num_layers"):
         if model[field] < 1:
             raise UserError(f"model.{field}={model[field]} must be at least 1")
+    if model.num_layers > _MOST_LAYERS:
+        raise UserError(
+            f"model.num_layers={model.num_layers} must be at most {_MOST_LAYERS}"
+        )
     for field in _RATES:
         if not 0 <= model[field] < 1:
             raise UserError(f"model.{field}={model[field]} must be in [0, 1)")

@@ -94,8 +94,10 @@ def make_optimizer(
       UserError: an unknown name or a value out of range.
     """
     for field in ("learning_rate", "clip_norm", "momentum", "weight_decay", "epsilon"):
-        if not config[field] >= 0:
-            raise UserError(f"optimizer.{field}={config[field]} must be at least 0")
+        if not 0 <= config[field] < math.inf:
+            raise UserError(
+                f"optimizer.{field}={config[field]} must be finite and at least 0"
+            )
     for field, names in (
         ("momentum", ("rmsprop", "rmsprop_tf1", "sgd")),
         ("weight_decay", ("adamw",)),

@@ -289,6 +289,35 @@ def test_workdir_of_another_run(
     assert contents(trained.workdir) == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 16.0 GiB"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 16 bytes.\nat"),
+    ],
+)
+def test_too_little_memory(
+    error: Exception, tmp_path: Path, call: Callable[..., Finished], monkeypatch: Any
+) -> None:
+    def fit(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("lstm_jax.training.fit", fit)
+    done = call("train.py", f"--workdir={tmp_path / 'run'}", *TINY)
+    assert_user_error(done, "not enough memory: lower batch_size", str(error)[:20])
+
+
+def test_other_errors_are_no_lack_of_memory(
+    tmp_path: Path, call: Callable[..., Finished], monkeypatch: Any
+) -> None:
+    def fit(*arguments: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lstm_jax.training.fit", fit)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("train.py", f"--workdir={tmp_path / 'run'}", *TINY)
+
+
 def test_error_in_a_process_of_its_own(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     done = run_process("train.py", f"--workdir={workdir}", "--config.batch_size=0")

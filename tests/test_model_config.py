@@ -93,6 +93,7 @@ def test_initial_values() -> None:
         ({"dense": ("a",)}, r"model.dense=\('a',\) must hold sizes of at least 1"),
         ({"hidden_size": 0}, "model.hidden_size=0 must be at least 1"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
+        ({"num_layers": 1001}, "model.num_layers=1001 must be at most 1000"),
         (
             {"head": "sigmoid"},
             "tells two classes apart and the data has 6: use softmax",

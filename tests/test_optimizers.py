@@ -196,12 +196,16 @@ def test_schedule(fields: Any, table: Any) -> None:
     [
         ({"name": "adma"}, r"unknown optimizer.name 'adma': choose one of adam, adamw"),
         ({"schedule": "linear"}, "unknown optimizer.schedule 'linear': choose"),
-        ({"learning_rate": -1.0}, "optimizer.learning_rate=-1.0 must be at least 0"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate=-1.0 must be finite"),
         ({"learning_rate": float("nan")}, "optimizer.learning_rate=nan must be"),
-        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be at least 0"),
-        ({"momentum": -1.0}, "optimizer.momentum=-1.0 must be at least 0"),
-        ({"weight_decay": -1.0}, "optimizer.weight_decay=-1.0 must be at least 0"),
-        ({"epsilon": -1.0}, "optimizer.epsilon=-1.0 must be at least 0"),
+        ({"learning_rate": float("inf")}, "optimizer.learning_rate=inf must be"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be finite and at least 0"),
+        ({"momentum": -1.0}, "optimizer.momentum=-1.0 must be finite and at least 0"),
+        (
+            {"weight_decay": -1.0},
+            "optimizer.weight_decay=-1.0 must be finite and at least 0",
+        ),
+        ({"epsilon": -1.0}, "optimizer.epsilon=-1.0 must be finite and at least 0"),
         ({"momentum": 0.9}, "optimizer.momentum=0.9 is nothing for adam: set it to 0"),
         (
             {"name": "sgd", "epsilon": 0.1},
