@@ -116,6 +116,9 @@ INPUTS, LABELS, LENGTHS = ragged_arrays()
             r"train: arrays of \[10, 9\] examples; they must be",
         ),
         ((LABELS, LABELS), {}, r"train: inputs are \[10\], not \[N, T, ...\]"),
+        ((INPUTS.astype(str), LABELS), {}, "train: inputs are <U32, not numbers"),
+        ((INPUTS.astype(object), LABELS), {}, "train: inputs are object, not numbers"),
+        ((INPUTS, LABELS[0]), {}, r"train: labels are int32\[\], not integers"),
         (
             (INPUTS, LABELS, LENGTHS.astype(float)),
             {},
@@ -172,6 +175,12 @@ def test_arrays_that_do_not_fit(train: Any, splits: Any, message: str) -> None:
     options = {"lengths": lengths[0]} if lengths else {}
     with pytest.raises(ValueError, match=message):
         classification(toy_model(), inputs, labels, splits, **options)
+
+
+@pytest.mark.parametrize("buckets", [0, -1])
+def test_fewer_than_one_bucket(buckets: int) -> None:
+    with pytest.raises(ValueError, match=f"^buckets={buckets}: give at least 1$"):
+        classification(toy_model(), INPUTS, LABELS, lengths=LENGTHS, buckets=buckets)
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -50,9 +50,11 @@ def classification(
       The task, for `lstm_jax.fit`.
 
     Raises:
-      ValueError: buckets without lengths; arrays of different sizes; a label or a
-        length out of range.
+      ValueError: buckets without lengths, or fewer than one; arrays of different
+        sizes, or of no numbers; a label or a length out of range.
     """
+    if buckets < 1:
+        raise ValueError(f"buckets={buckets}: give at least 1")
     if buckets > 1 and lengths is None:
         raise ValueError(f"{buckets} buckets need the lengths of the sequences")
     given = () if lengths is None else (lengths,)
@@ -194,14 +196,16 @@ def _check_split(name: str, split: Split, arrays: int, classes: int) -> None:
     inputs, labels, *lengths = split
     if inputs.ndim < 2:
         raise ValueError(f"{name}: inputs are {list(inputs.shape)}, not [N, T, ...]")
-    sizes = [len(array) for array in split]
-    if len(set(sizes)) > 1 or not sizes[0]:
-        raise ValueError(f"{name}: arrays of {sizes} examples; they must be as many")
+    if not jnp.issubdtype(inputs.dtype, jnp.number) and inputs.dtype != bool:
+        raise ValueError(f"{name}: inputs are {inputs.dtype}, not numbers")
     for what, array in [("labels", labels), *(("lengths", a) for a in lengths)]:
-        if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1:
+        if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
             raise ValueError(
                 f"{name}: {what} are {array.dtype}{list(array.shape)}, not integers [N]"
             )
+    sizes = [len(array) for array in split]
+    if len(set(sizes)) > 1 or not sizes[0]:
+        raise ValueError(f"{name}: arrays of {sizes} examples; they must be as many")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"{name}: labels from {labels.min()} to {labels.max()}, where the model "
