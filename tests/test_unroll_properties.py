@@ -23,7 +23,7 @@ from example_cells import (
     random_carry,
     random_params,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from reference import (
@@ -32,7 +32,7 @@ from reference import (
     outputs_and_gradients,
     weighted_sum,
 )
-from schedules import LAYOUTS
+from schedules import LAYOUTS, ROWS_LAST
 
 import lstm_jax as lj
 from lstm_jax.schedule import Schedule
@@ -266,7 +266,25 @@ def assert_near(actual: Any, expected: Any) -> None:
         np.testing.assert_allclose(a, b, 0, 2e-2 * np.max(np.abs(b), initial=1))
 
 
+# Of few drawn cases none may have all of this.
+EVERYTHING = Case(
+    name="lstm",
+    hidden=2,
+    dtype="float64",
+    schedule=ROWS_LAST._replace(chunk=3),
+    reverse=True,
+    xs=np.random.default_rng(0).normal(size=(2, 4, INPUT)),
+    lengths=None,
+    mask=np.array([[True, False, True, True], [False, True, True, False]]),
+    resets=np.array([[True, True, False, False], [True, True, True, False]]),
+    with_carry=True,
+    with_noise=False,
+)
+
+
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
+@example(case=EVERYTHING, seed=0)
+@example(case=EVERYTHING._replace(reverse=False), seed=0)
 @settings(PROFILE)
 def test_equals_a_loop_of_step_over_each_rows_valid_steps(
     case: Case, seed: int
