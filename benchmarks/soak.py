@@ -10,6 +10,7 @@ checkpoint is damaged (`benchmarks/damage.py`). Linux only.
 
 import argparse
 import csv
+import itertools
 import random
 import signal
 import sys
@@ -43,20 +44,20 @@ _SMALL = ("--config.model.hidden_size=64", "--config.report.every=100")
 def cases(folder: Path) -> dict[str, Sequence[str]]:
     """Flags of the runs that are trained, by name; their data lies in a folder."""
     reviews = folder / "reviews.csv"
-    write_reviews(reviews, 2000)
+    write_reviews(reviews, 1000)
     fable = ("--config=configs/fable.py", *_SMALL)
     return {
         "next word, a save every 100 steps": (
             *fable,
             "--config.devices.count=1",
-            "--config.num_steps=8000",
+            "--config.num_steps=3000",
             "--config.report.evaluate_every=1000",
             "--config.checkpoint.every=100",
         ),
         "two devices, AdamW, an average": (
             *fable,
             "--config.devices.count=2",
-            "--config.num_steps=5000",
+            "--config.num_steps=2500",
             "--config.model.dropout=0.3",
             "--config.optimizer.name=adamw",
             "--config.optimizer.schedule=cosine",
@@ -69,9 +70,10 @@ def cases(folder: Path) -> dict[str, Sequence[str]]:
             "--config=configs/imdb_fast.py",
             f"--config.data.path={reviews}",
             "--config.data.length=60",
+            "--config.data.buckets=3",
             "--config.devices.count=1",
             "--config.batch_size=32",
-            "--config.num_epochs=12",
+            "--config.num_epochs=6",
             "--config.model.hidden_size=32",
             "--config.model.dropout=0.3",
             "--config.model.recurrent_dropout=0.3",
@@ -85,7 +87,7 @@ def cases(folder: Path) -> dict[str, Sequence[str]]:
             "--config.data.level=char",
             "--config.devices.count=1",
             "--config.num_epochs=0",
-            "--config.num_steps=600",
+            "--config.num_steps=400",
             "--config.model.embedding_size=32",
             "--config.model.hidden_size=64",
             "--config.report.every=20",
@@ -192,7 +194,7 @@ def soak(
     kills: int,
     seed: int,
 ) -> dict[str, list[Row]]:
-    """Trials of each case in turn, for some minutes and until there are enough kills.
+    """Trials of the cases in turn, for some minutes and until there are enough kills.
 
     Args:
       commands: the arguments of each case, by its name.
@@ -203,24 +205,25 @@ def soak(
       seed: of signals and moments.
     """
     found: dict[str, list[Row]] = {name: [] for name in commands}
-    draw, number = random.Random(seed), 0
+    draw = random.Random(seed)
     early = [aim for aim in PHASES if aim != "end"]
     until = time.monotonic() + 60 * minutes
-    while time.monotonic() < until or count(found) < kills:
-        for name, arguments in commands.items():
-            number += 1
-            aims = [aim for _ in range(2) for aim in draw.sample(early, len(early))]
-            row = trial(
-                arguments,
-                folder / f"killed{number}",
-                folder / "cache of killed",  # nothing that a kill spoils is shared
-                runs.end(wholes[name]),
-                [*aims, "end"],
-                draw,
-            )
-            found[name].append(row)
-            wrong = row["lost"] or ", ".join(row["differences"]) or "the same end"
-            say(f"{name}: {len(row['kills'])} kills, {row['seconds']:.0f} s; {wrong}")
+    for number, (name, arguments) in enumerate(itertools.cycle(commands.items())):
+        enough = time.monotonic() > until and count(found) >= kills
+        if enough and number >= len(commands):
+            break
+        aims = [aim for _ in range(2) for aim in draw.sample(early, len(early))]
+        row = trial(
+            arguments,
+            folder / f"killed{number}",
+            folder / "cache of killed",  # nothing that a kill spoils is shared
+            runs.end(wholes[name]),
+            [*aims, "end"],
+            draw,
+        )
+        found[name].append(row)
+        wrong = row["lost"] or ", ".join(row["differences"]) or "the same end"
+        say(f"{name}: {len(row['kills'])} kills, {row['seconds']:.0f} s; {wrong}")
     return found
 
 
