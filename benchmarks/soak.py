@@ -3,9 +3,9 @@
 `train.py` is killed, by SIGKILL and now and then by SIGTERM, at random moments of each
 of its phases, and started again by the same command until the run ends. Its end has to
 be that of a run that nobody touched, bit for bit: every array of the last checkpoint,
-every row of metrics.jsonl. Beside this a run that nobody touches goes on for ten
-minutes, whose memory must not grow (`benchmarks/memory.py`); and then each file of a
-checkpoint is damaged (`benchmarks/damage.py`). Linux only.
+every row of metrics.jsonl. Before that each file of a checkpoint is damaged
+(`benchmarks/damage.py`), and beside it a run goes on for ten minutes whose memory must
+not grow (`benchmarks/memory.py`). Linux only.
 """
 
 import argparse
@@ -85,14 +85,16 @@ def cases(folder: Path) -> dict[str, Sequence[str]]:
             "--config.data.path=meditations.txt",
             "--config.data.limit=0",
             "--config.data.level=char",
+            "--config.data.length=10",
+            "--config.batch_size=4",
             "--config.devices.count=1",
             "--config.num_epochs=0",
-            "--config.num_steps=400",
+            "--config.num_steps=1600",
             "--config.model.embedding_size=32",
             "--config.model.hidden_size=64",
-            "--config.report.every=20",
-            "--config.report.evaluate_every=100",
-            "--config.checkpoint.every=40",
+            "--config.report.every=50",
+            "--config.report.evaluate_every=400",
+            "--config.checkpoint.every=50",
         ),
     }
 
@@ -302,21 +304,21 @@ def main() -> None:
     found: dict[str, Any] = {**report.about(), "seed": options.seed}
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as beside:
         folder = Path(name)
-        watched = beside.submit(
-            memory.watch, folder / "watched", folder / "cache", options.memory_minutes
-        )
         commands = cases(folder)
         wholes = {
             case: runs.finish(arguments, folder / f"whole{number}", folder / "cache")
             for number, (case, arguments) in enumerate(commands.items())
         }
-        found["kills"] = soak(
-            commands, wholes, folder, options.minutes, options.kills, options.seed
+        watched = beside.submit(
+            memory.watch, folder / "watched", folder / "cache", options.memory_minutes
         )
         case, arguments = next(iter(commands.items()))
-        say(f"damage to a checkpoint of {case}")
         found["damage"] = damage.trials(
             arguments, wholes[case], folder / "cache", options.seed
+        )
+        say(f"{len(found['damage'])} trials of damage to {case}")
+        found["kills"] = soak(
+            commands, wholes, folder, options.minutes, options.kills, options.seed
         )
         found["memory"] = watched.result()
     found["is well"] = is_well(found)
