@@ -18,11 +18,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ARGUMENTS = (
     *TINY,
     "--config.devices.count=1",
-    "--config.num_steps=100",
+    "--config.num_steps=200",
     "--config.model.dropout=0.5",
-    "--config.report.every=10",
-    "--config.report.evaluate_every=50",
-    "--config.checkpoint.every=10",
+    "--config.report.every=20",
+    "--config.report.evaluate_every=100",
+    "--config.checkpoint.every=20",
     "--config.checkpoint.best=",
 )
 
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fast_runs: Path) -> Any:
 
 def test_killed_twice(whole: runs.Run, tmp_path: Path) -> None:
     expected = runs.end(whole)
-    assert expected.result["step"] == expected.arrays["step"] == 100
+    assert expected.result["step"] == expected.arrays["step"] == 200
     assert {path.split("/")[0] for path in expected.arrays} == {
         *("step", "params", "opt_state", "sums")
     }
@@ -141,10 +141,11 @@ def trial_of(
     return row["noticed"], row["differences"]
 
 
+@pytest.mark.slow
 def test_damage(whole: runs.Run, tmp_path: Path) -> None:
     names = damage.files(whole.workdir)
     assert len(names) > 10
-    assert {name.parts[:2] for name in names} == {("checkpoints", "100")}
+    assert {name.parts[:2] for name in names} == {("checkpoints", "200")}
     biggest = max(names, key=lambda name: (whole.workdir / name).stat().st_size)
     assert trial_of(whole, tmp_path, biggest, "flipped") == (True, [])
 
@@ -152,7 +153,7 @@ def test_damage(whole: runs.Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_damage_unnoticed(whole: runs.Run, tmp_path: Path) -> None:
     """It is a fault, though it leaves the bits alone, unless nothing is read there."""
-    unread = "checkpoints/100/commit_success.txt"
+    unread = "checkpoints/200/commit_success.txt"
     assert trial_of(whole, tmp_path, unread, "deleted") == (False, [])
     found = trial_of(whole, tmp_path, "summary.txt", "truncated")
     assert found == (False, ["not noticed"])
