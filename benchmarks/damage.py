@@ -1,11 +1,20 @@
-"""Trials of damage: each file of a run's last checkpoint, and the command again."""
+"""Trials of damage to a checkpoint: `python -m benchmarks.damage`.
 
+Each file of a run's last checkpoint is cut, changed by a byte or deleted, one at a
+time, and the run's command is given again: it has to go on from the checkpoint before
+and to end with the same bits.
+"""
+
+import argparse
 import random
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks import runs
+from benchmarks import report, runs
 from benchmarks.report import Row
 
 # Nobody reads Orbax's note that it has committed, nor its time in the other file.
@@ -52,13 +61,15 @@ def trials(
       Of each, what `trial` found.
     """
     expected, draw = runs.end(finished), random.Random(seed)
-    return [
-        trial(arguments, finished, expected, cache, name, way, draw)
-        for name in files(finished.workdir)
-        for way in WAYS
-        # An empty file has nothing else to lose.
-        if (finished.workdir / name).stat().st_size or way == "deleted"
-    ]
+    rows = []
+    for name in files(finished.workdir):
+        for way in WAYS:
+            if not (finished.workdir / name).stat().st_size and way != "deleted":
+                continue  # an empty file has nothing else to lose
+            row = trial(arguments, finished, expected, cache, name, way, draw)
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
+    return rows
 
 
 def files(workdir: Path) -> list[Path]:
@@ -106,3 +117,45 @@ def trial(
     if not noticed and name not in unread:
         differing.append("not noticed")
     return {"file": str(name), "way": way, "noticed": noticed, "differences": differing}
+
+
+def text(found: dict[str, Any]) -> str:
+    """All that was found, as a table of markdown."""
+    lines = [
+        runs.heading(found),
+        "",
+        f"Files of the last checkpoint of `{found['case']}` damaged, one at a time:",
+        "",
+        "| way | trials | went on from the checkpoint before | other bits or rows |",
+        "|---|---|---|---|",
+    ]
+    for way in WAYS:
+        rows = [row for row in found["trials"] if row["way"] == way]
+        noticed = sum(row["noticed"] for row in rows)
+        differing = sum(bool(row["differences"]) for row in rows)
+        lines.append(f"| {way} | {len(rows)} | {noticed} | {differing} |")
+    unnoticed = {row["file"] for row in found["trials"] if not row["noticed"]}
+    unread = ", ".join(f"`{name}`" for name in sorted(unnoticed)) or "nothing"
+    return "\n".join([*lines, "", f"Not noticed, since nothing reads it: {unread}.\n"])
+
+
+def main() -> None:
+    """Prints a table; exit code 1 where a run ends unlike the undamaged one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmark_results"))
+    options = parser.parse_args()
+    found: dict[str, Any] = {**report.about(), "seed": options.seed}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found["case"], arguments = next(iter(runs.cases(folder).items()))
+        whole = runs.finish(arguments, folder / "whole", folder / "cache")
+        rows = trials(arguments, whole, folder / "cache", options.seed)
+        found["trials"] = rows
+    print(text(found))
+    report.write(options.out, "damage", found, text(found))
+    sys.exit(any(row["differences"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
 """Runs of `train.py` that a benchmark starts, ends and compares to the bit."""
 
+import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ import orbax.checkpoint as ocp
 from lstm_jax import checkpoints, reporting
 
 ROOT = Path(__file__).parents[1]
-_LONGEST = 900.0  # seconds of a start, after which it counts as hanging
+_SMALL = ("--config.model.hidden_size=64", "--config.report.every=100")
+LONGEST = 900.0  # seconds of a start, after which it counts as hanging
 
 
 class Run(NamedTuple):
@@ -43,6 +46,77 @@ class End(NamedTuple):
     result: dict[str, Any]
 
 
+def cases(folder: Path) -> dict[str, Sequence[str]]:
+    """Flags of the runs that are trained, by name; their data lies in a folder."""
+    reviews = folder / "reviews.csv"
+    write_reviews(reviews, 1000)
+    fable = ("--config=configs/fable.py", *_SMALL)
+    return {
+        "next word, a save every 100 steps": (
+            *fable,
+            "--config.devices.count=1",
+            "--config.num_steps=3000",
+            "--config.report.evaluate_every=1000",
+            "--config.checkpoint.every=100",
+        ),
+        "two devices, AdamW, an average": (
+            *fable,
+            "--config.devices.count=2",
+            "--config.num_steps=2500",
+            "--config.model.dropout=0.3",
+            "--config.optimizer.name=adamw",
+            "--config.optimizer.schedule=cosine",
+            "--config.optimizer.clip_norm=1.0",
+            "--config.optimizer.ema=0.99",
+            "--config.report.evaluate_every=500",
+            "--config.checkpoint.every=250",
+        ),
+        "length buckets, dropout": (
+            "--config=configs/imdb_fast.py",
+            f"--config.data.path={reviews}",
+            "--config.data.length=60",
+            "--config.data.buckets=3",
+            "--config.devices.count=1",
+            "--config.batch_size=32",
+            "--config.num_epochs=6",
+            "--config.model.hidden_size=32",
+            "--config.model.dropout=0.3",
+            "--config.model.recurrent_dropout=0.3",
+            "--config.report.every=10",
+            "--config.checkpoint.every=20",
+        ),
+        "characters, a carry": (
+            "--config=configs/imdb_lm.py",
+            "--config.data.path=meditations.txt",
+            "--config.data.limit=0",
+            "--config.data.level=char",
+            "--config.data.length=10",
+            "--config.batch_size=4",
+            "--config.devices.count=1",
+            "--config.num_epochs=0",
+            "--config.num_steps=1600",
+            "--config.model.embedding_size=32",
+            "--config.model.hidden_size=64",
+            "--config.report.every=50",
+            "--config.report.evaluate_every=400",
+            "--config.checkpoint.every=50",
+        ),
+    }
+
+
+def write_reviews(path: Path, size: int) -> None:
+    """Texts of 1 to 60 words, one label where "good" is in them and one elsewhere."""
+    draw = random.Random(0)
+    words = [f"word{number}" for number in range(30)]
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for number in range(size):
+            text = draw.choices(words, k=draw.randint(0, 59))
+            text.insert(draw.randint(0, len(text)), ("good", "bad")[number % 2])
+            rows.writerow([" ".join(text), number % 2])
+
+
 def start(arguments: Sequence[str], workdir: Path, cache: Path) -> Run:
     """Starts `train.py` in a process of its own.
 
@@ -67,7 +141,7 @@ def start(arguments: Sequence[str], workdir: Path, cache: Path) -> Run:
 def wait(run: Run) -> int:
     """The exit code, once there is one; a run that hangs is killed."""
     try:
-        return run.process.wait(_LONGEST)
+        return run.process.wait(LONGEST)
     except subprocess.TimeoutExpired:
         run.process.kill()
         return run.process.wait()
@@ -138,3 +212,9 @@ def differences(found: End, expected: End) -> list[str]:
 
 def _bits(array: np.ndarray | None) -> Any:
     return array if array is None else (array.dtype, array.shape, array.tobytes())
+
+
+def heading(found: dict[str, Any]) -> str:
+    """A line on where, when and how."""
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    return f"{found['date']}, {found['machine']}; {versions}; seed {found['seed']}."

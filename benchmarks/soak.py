@@ -3,13 +3,11 @@
 `train.py` is killed, by SIGKILL and now and then by SIGTERM, at random moments of each
 of its phases, and started again by the same command until the run ends. Its end has to
 be that of a run that nobody touched, bit for bit: every array of the last checkpoint,
-every row of metrics.jsonl. Before that each file of a checkpoint is damaged
-(`benchmarks/damage.py`), and beside it a run goes on for ten minutes whose memory must
+every row of metrics.jsonl. Beside them a run goes on for ten minutes whose memory must
 not grow (`benchmarks/memory.py`). Linux only.
 """
 
 import argparse
-import csv
 import itertools
 import random
 import signal
@@ -21,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import damage, memory, report, runs
+from benchmarks import memory, report, runs
 from benchmarks.report import Row
 from lstm_jax import reporting
 
@@ -37,79 +35,6 @@ PHASES = {
 }
 TERMINATED = 0.25  # share of kills that are SIGTERM
 _GLANCE = 0.005  # seconds between two looks at a run
-
-_SMALL = ("--config.model.hidden_size=64", "--config.report.every=100")
-
-
-def cases(folder: Path) -> dict[str, Sequence[str]]:
-    """Flags of the runs that are trained, by name; their data lies in a folder."""
-    reviews = folder / "reviews.csv"
-    write_reviews(reviews, 1000)
-    fable = ("--config=configs/fable.py", *_SMALL)
-    return {
-        "next word, a save every 100 steps": (
-            *fable,
-            "--config.devices.count=1",
-            "--config.num_steps=3000",
-            "--config.report.evaluate_every=1000",
-            "--config.checkpoint.every=100",
-        ),
-        "two devices, AdamW, an average": (
-            *fable,
-            "--config.devices.count=2",
-            "--config.num_steps=2500",
-            "--config.model.dropout=0.3",
-            "--config.optimizer.name=adamw",
-            "--config.optimizer.schedule=cosine",
-            "--config.optimizer.clip_norm=1.0",
-            "--config.optimizer.ema=0.99",
-            "--config.report.evaluate_every=500",
-            "--config.checkpoint.every=250",
-        ),
-        "length buckets, dropout": (
-            "--config=configs/imdb_fast.py",
-            f"--config.data.path={reviews}",
-            "--config.data.length=60",
-            "--config.data.buckets=3",
-            "--config.devices.count=1",
-            "--config.batch_size=32",
-            "--config.num_epochs=6",
-            "--config.model.hidden_size=32",
-            "--config.model.dropout=0.3",
-            "--config.model.recurrent_dropout=0.3",
-            "--config.report.every=10",
-            "--config.checkpoint.every=20",
-        ),
-        "characters, a carry": (
-            "--config=configs/imdb_lm.py",
-            "--config.data.path=meditations.txt",
-            "--config.data.limit=0",
-            "--config.data.level=char",
-            "--config.data.length=10",
-            "--config.batch_size=4",
-            "--config.devices.count=1",
-            "--config.num_epochs=0",
-            "--config.num_steps=1600",
-            "--config.model.embedding_size=32",
-            "--config.model.hidden_size=64",
-            "--config.report.every=50",
-            "--config.report.evaluate_every=400",
-            "--config.checkpoint.every=50",
-        ),
-    }
-
-
-def write_reviews(path: Path, size: int) -> None:
-    """Texts of 1 to 60 words, one label where "good" is in them and one elsewhere."""
-    draw = random.Random(0)
-    words = [f"word{number}" for number in range(30)]
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["text", "label"])
-        for number in range(size):
-            text = draw.choices(words, k=draw.randint(0, 59))
-            text.insert(draw.randint(0, len(text)), ("good", "bad")[number % 2])
-            rows.writerow([" ".join(text), number % 2])
 
 
 def trial(
@@ -167,8 +92,11 @@ def trial(
 def meet(run: runs.Run, aim: str, expected: runs.End, delay: float) -> str | None:
     """Waits for a phase, and some seconds more; the phase then, None past the end."""
     evaluated = {row["step"] for row in expected.rows if row["split"] != "train"}
+    until = time.monotonic() + runs.LONGEST
     while run.process.poll() is None and phase(run, evaluated) != aim:
         time.sleep(_GLANCE)
+        if time.monotonic() > until:
+            return None  # it hangs
     time.sleep(delay)
     return None if run.process.poll() is not None else phase(run, evaluated)
 
@@ -225,11 +153,11 @@ def soak(
         )
         found[name].append(row)
         wrong = row["lost"] or ", ".join(row["differences"]) or "the same end"
-        say(f"{name}: {len(row['kills'])} kills, {row['seconds']:.0f} s; {wrong}")
+        _say(f"{name}: {len(row['kills'])} kills, {row['seconds']:.0f} s; {wrong}")
     return found
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     """Shows progress."""
     print(line, file=sys.stderr, flush=True)
 
@@ -246,19 +174,14 @@ def count(found: dict[str, list[Row]], **fields: str) -> int:
 
 def is_well(found: dict[str, Any]) -> bool:
     """Whether nothing was lost, nothing differs and memory does not grow."""
-    killed = [row for trials in found["kills"].values() for row in trials]
-    return not (
-        any(row["lost"] for row in killed)
-        or any(row["differences"] for row in [*killed, *found["damage"]])
-        or found["memory"]["grows"]
-    )
+    rows = [row for trials in found["kills"].values() for row in trials]
+    bad = any(row["lost"] or row["differences"] for row in rows)
+    return not bad and not found["memory"]["grows"]
 
 
 def text(found: dict[str, Any]) -> str:
     """All that was found, in tables of markdown."""
-    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    lines = [f"{found['date']}, {found['machine']}; {versions}; seed {found['seed']}."]
-    lines += ["", "Runs killed and started again:", ""]
+    lines = [runs.heading(found), "", "Runs killed and started again:", ""]
     names = ["trials", "starts", "SIGKILL", "SIGTERM", *(f"in {p}" for p in PHASES)]
     names += ["lost", "other bits or rows", "minutes"]
     lines += [f"| case | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -275,20 +198,7 @@ def text(found: dict[str, Any]) -> str:
             round(sum(row["seconds"] for row in rows) / 60, 1),
         ]
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
-    lines += ["", "Files of a last checkpoint damaged, and the command again:", ""]
-    lines += ["| way | trials | went on from the one before | other bits or rows |"]
-    lines += ["|---|---|---|---|"]
-    for way in damage.WAYS:
-        rows = [row for row in found["damage"] if row["way"] == way]
-        noticed = sum(row["noticed"] for row in rows)
-        differing = sum(bool(row["differences"]) for row in rows)
-        lines.append(f"| {way} | {len(rows)} | {noticed} | {differing} |")
-    unnoticed = {row["file"] for row in found["damage"] if not row["noticed"]}
-    lines += [
-        f"Not noticed, since nothing reads it: {', '.join(sorted(unnoticed)) or '-'}.",
-        "",
-        memory.text(found["memory"]),
-    ]
+    lines += ["", memory.text(found["memory"])]
     return "\n".join(lines)
 
 
@@ -304,7 +214,7 @@ def main() -> None:
     found: dict[str, Any] = {**report.about(), "seed": options.seed}
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as beside:
         folder = Path(name)
-        commands = cases(folder)
+        commands = runs.cases(folder)
         wholes = {
             case: runs.finish(arguments, folder / f"whole{number}", folder / "cache")
             for number, (case, arguments) in enumerate(commands.items())
@@ -312,11 +222,6 @@ def main() -> None:
         watched = beside.submit(
             memory.watch, folder / "watched", folder / "cache", options.memory_minutes
         )
-        case, arguments = next(iter(commands.items()))
-        found["damage"] = damage.trials(
-            arguments, wholes[case], folder / "cache", options.seed
-        )
-        say(f"{len(found['damage'])} trials of damage to {case}")
         found["kills"] = soak(
             commands, wholes, folder, options.minutes, options.kills, options.seed
         )

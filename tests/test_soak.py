@@ -193,14 +193,12 @@ def test_growth_is_told_from_noise(added: float, grows: bool) -> None:
 def test_report() -> None:
     kills = [{"signal": "SIGKILL", "phase": "save", "aim": "steps"}] * 2
     row = {"kills": kills, "starts": 3, "seconds": 90.0, "lost": "", "differences": []}
-    file = {"file": "a", "way": "flipped", "noticed": True, "differences": []}
     found = {
         "date": "2026-01-02",
         "machine": "a machine",
         "versions": {"jax": "1"},
         "seed": 3,
         "kills": {"one": [row, row], "two": [row]},
-        "damage": [file, {**file, "file": "b", "noticed": False}],
         "memory": {
             "MB": [1.0, 2.0],
             "MB a minute": 1.0,
@@ -212,13 +210,26 @@ def test_report() -> None:
     text = soak.text(found)
     assert "| one | 2 | 6 | 4 | 0 | 0 | 0 | 0 | 4 | 0 | 0 | 0 | 0 | 3.0 |" in text
     assert "| all | 3 | 9 | 6 | 0 | 0 | 0 | 0 | 6 | 0 | 0 | 0 | 0 | 4.5 |" in text
-    assert "| flipped | 2 | 1 | 0 |" in text
-    assert "reads it: b." in text
     assert soak.is_well(found)
     for ill in (
         {"kills": {"one": [{**row, "lost": "exit code 1"}]}},
         {"kills": {"one": [{**row, "differences": ["rows"]}]}},
-        {"damage": [{**file, "differences": ["not noticed"]}]},
         {"memory": {**found["memory"], "grows": True}},
     ):
         assert not soak.is_well(found | ill)
+
+
+def test_report_of_damage() -> None:
+    row = {"file": "a", "way": "flipped", "noticed": True, "differences": []}
+    found = {
+        "date": "2026-01-02",
+        "machine": "a machine",
+        "versions": {"jax": "1"},
+        "seed": 3,
+        "case": "one",
+        "trials": [row, row | {"file": "b", "noticed": False, "differences": ["rows"]}],
+    }
+    text = damage.text(found)
+    assert "| flipped | 2 | 1 | 1 |" in text
+    assert "| deleted | 0 | 0 | 0 |" in text
+    assert "reads it: `b`." in text
