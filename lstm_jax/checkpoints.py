@@ -63,9 +63,9 @@ def open_checkpoints(
     Args:
       workdir: The run's folder.
       keep: How many of the newest checkpoints stay when another one is saved. What
-        an interrupted save left behind is deleted, and a damaged checkpoint gets
-        another name, so that its step can be saved again. None is for reading: nothing
-        is created, deleted or renamed.
+        an interrupted save or deletion left behind is deleted, and a damaged
+        checkpoint gets another name, so that its step can be saved again. None is for
+        reading: nothing is created, deleted or renamed.
       best: The metric in `meta["metrics"]` whose best checkpoint stays as well. A
         name that ends in "loss", "perplexity", "mae" or "rmse" is minimised, any other
         maximised.
@@ -81,6 +81,11 @@ def open_checkpoints(
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
     directory = Path(workdir).absolute() / "checkpoints"
     good, damaged = _examine(directory, newest=keep is None)
+    if keep is not None and best is None and len(good) >= keep:
+        # Older than all that stay: nothing is damaged, its deletion was cut off.
+        for step in [step for step in damaged if step < good[-keep]]:
+            del damaged[step]
+            shutil.rmtree(directory / str(step))
     for step, problem in damaged.items() if keep is not None or not good else ():
         _report_damaged(directory / str(step), problem)
     if damaged and not good:
