@@ -20,9 +20,9 @@ ARGUMENTS = (
     "--config.devices.count=1",
     "--config.num_steps=200",
     "--config.model.dropout=0.5",
-    "--config.report.every=20",
+    "--config.report.every=25",
     "--config.report.evaluate_every=100",
-    "--config.checkpoint.every=20",
+    "--config.checkpoint.every=50",
     "--config.checkpoint.best=",
 )
 
