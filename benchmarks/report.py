@@ -36,13 +36,14 @@ def about() -> dict[str, Any]:
 
 
 def write(
-    folder: Path, name: str, found: dict[str, Any], text: str, png: bytes
+    folder: Path, name: str, found: dict[str, Any], text: str, png: bytes = b""
 ) -> None:
-    """Writes NAME.md, NAME.json and NAME.png."""
+    """Writes NAME.md, NAME.json and, of a benchmark with a picture, NAME.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / f"{name}.png").write_bytes(png)
+    if png:
+        (folder / f"{name}.png").write_bytes(png)
 
 
 def heading(found: dict[str, Any]) -> str:

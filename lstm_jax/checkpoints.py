@@ -63,9 +63,9 @@ def open_checkpoints(
     Args:
       workdir: The run's folder.
       keep: How many of the newest checkpoints stay when another one is saved. What
-        an interrupted save left behind is deleted, and a damaged checkpoint gets
-        another name, so that its step can be saved again. None is for reading: nothing
-        is created, deleted or renamed.
+        an interrupted save or deletion left behind is deleted, and a damaged
+        checkpoint gets another name, so that its step can be saved again. None is for
+        reading: nothing is created, deleted or renamed.
       best: The metric in `meta["metrics"]` whose best checkpoint stays as well. A
         name that ends in "loss", "perplexity", "mae" or "rmse" is minimised, any other
         maximised.
@@ -80,7 +80,12 @@ def open_checkpoints(
     if keep is not None and keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
     directory = Path(workdir).absolute() / "checkpoints"
-    good, damaged = _examine(directory)
+    good, damaged = _examine(directory, newest=keep is None)
+    if keep is not None and best is None and len(good) >= keep:
+        # Older than all that stay: nothing is damaged, its deletion was cut off.
+        for step in [step for step in damaged if step < good[-keep]]:
+            del damaged[step]
+            shutil.rmtree(directory / str(step))
     for step, problem in damaged.items() if keep is not None or not good else ():
         _report_damaged(directory / str(step), problem)
     if damaged and not good:
@@ -121,16 +126,23 @@ def open_checkpoints(
             manager.close()
 
 
-def _examine(directory: Path) -> tuple[list[int], dict[int, str]]:
-    """Steps of the checkpoints that are whole, and what is wrong with the others."""
+def _examine(directory: Path, newest: bool = False) -> tuple[list[int], dict[int, str]]:
+    """Steps of the checkpoints that are whole, and what is wrong with the others.
+
+    From the newest on: all of their files are read. With `newest` no further than to
+    the first that is whole.
+    """
     good, damaged = [], {}
     if directory.is_dir():
-        for step in sorted(int(p.name) for p in directory.iterdir() if _is_step(p)):
+        steps = [int(p.name) for p in directory.iterdir() if _is_step(p)]
+        for step in sorted(steps, reverse=True):
             problem = _problem(directory / str(step))
-            if problem is None:
-                good.append(step)
-            else:
+            if problem is not None:
                 damaged[step] = problem
+                continue
+            good.insert(0, step)
+            if newest:
+                break
     return good, damaged
 
 
@@ -234,17 +246,21 @@ def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) ->
 
 def latest_step(opened: Checkpoints) -> int | None:
     """Returns the step of the newest whole checkpoint, None where there is none."""
-    return max(_whole_steps(opened), default=None)
+    return max(_whole_steps(opened, newest=True), default=None)
 
 
-def _whole_steps(opened: Checkpoints) -> list[int]:
-    if opened.manager is not None:
-        with _one_line(opened.directory):
-            opened.manager.wait_until_finished()
-    good, damaged = _examine(opened.directory)
+def _whole_steps(opened: Checkpoints, newest: bool = False) -> list[int]:
+    _finish_saving(opened)
+    good, damaged = _examine(opened.directory, newest)
     for step, problem in damaged.items():
         _report_damaged(opened.directory / str(step), problem)
     return good
+
+
+def _finish_saving(opened: Checkpoints) -> None:
+    if opened.manager is not None:
+        with _one_line(opened.directory):
+            opened.manager.wait_until_finished()
 
 
 def best_step(opened: Checkpoints, metric: str) -> int | None:
@@ -278,8 +294,9 @@ def read_meta(opened: Checkpoints, step: int) -> dict[str, Any]:
       UserError: If there is no such checkpoint, or if its format is newer than
         this module.
     """
-    steps = _whole_steps(opened)
-    if step not in steps:
+    _finish_saving(opened)
+    if _problem(opened.directory / str(step)) is not None:
+        steps = _whole_steps(opened)
         raise UserError(
             f"no checkpoint of step {step} in {opened.directory}; choose one of "
             f"the available steps: {', '.join(map(str, steps)) or 'none'}"

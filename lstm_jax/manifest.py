@@ -47,9 +47,12 @@ def problem(folder: Path) -> str | None:
 
 
 def _describe(path: Path) -> dict[str, int | str]:
+    if path.name != _TIMED:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"size": file.tell(), "sha256": digest}
     content = path.read_bytes()
-    if path.name == _TIMED:
-        with contextlib.suppress(TypeError, ValueError):  # or it has changed
-            fields = {**json.loads(content), _TIME: None}
-            content = json.dumps(fields, sort_keys=True).encode()
+    with contextlib.suppress(TypeError, ValueError):  # or it has changed
+        fields = {**json.loads(content), _TIME: None}
+        content = json.dumps(fields, sort_keys=True).encode()
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

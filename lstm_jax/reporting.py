@@ -1,5 +1,6 @@
 """What a person sees of a run: progress, JSON lines, TensorBoard, curves, files."""
 
+import gc
 import json
 import math
 import os
@@ -151,7 +152,17 @@ def add_row(report: Report, row: Row) -> None:
 
 
 def _redraw(report: Report) -> None:
-    if curves := draw_curves(report.rows, report.workdir.name):
+    # A figure is megabytes of objects that refer to each other. Python finds those that
+    # are young in milliseconds; old ones would stay for minutes, ten figures at a time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        curves = draw_curves(report.rows, report.workdir.name)
+        gc.collect(1)
+    finally:
+        if collects:
+            gc.enable()
+    if curves:
         write_file(report.workdir / "curves.png", curves)
 
 

@@ -215,6 +215,27 @@ def test_interrupted_save_is_ignored(tmp_path):
     assert folders(tmp_path) == [2, 3]
 
 
+def test_interrupted_deletion_is_ended(tmp_path, capsys):
+    root = tmp_path / "checkpoints"
+    save_all(tmp_path, [None, None, None], keep=3, best=None)
+    shutil.copytree(root / "1", tmp_path / "copy")
+    (tmp_path / "copy" / manifest.FILE).unlink()
+    shutil.rmtree(root / "1")
+    # Where it would stay, or may have been the best one, it is damaged.
+    for keep, best, stays in ((2, None, False), (3, None, True), (1, "loss", True)):
+        shutil.copytree(tmp_path / "copy", root / "1")
+        with checkpoints.open_checkpoints(tmp_path, keep, best) as manager:
+            assert checkpoints.latest_step(manager) == 3
+            assert not (root / "1").exists()
+            assert (root / "damaged-1").exists() is stays
+        said = capsys.readouterr().err
+        if not stays:
+            assert said == ""
+        else:
+            shutil.rmtree(root / "damaged-1")
+    assert folders(tmp_path) == [2, 3]
+
+
 def test_missing_step_names_the_available(tmp_path):
     save_all(tmp_path, [None, None, None], keep=2)
     with (

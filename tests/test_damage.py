@@ -101,6 +101,38 @@ def test_a_damaged_one_is_trained_again(
     assert (workdir / "checkpoints" / "damaged-20-2").is_dir()
 
 
+def test_each_reading_verifies(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the checkpoints are open, and no more of them than it takes."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    verified: list[str] = []
+    problem = manifest.problem
+
+    def noting(folder: Path) -> str | None:
+        verified.append(folder.name)
+        return problem(folder)
+
+    monkeypatch.setattr(manifest, "problem", noting)
+    with checkpoints.open_checkpoints(workdir, keep=2) as opened:
+        assert checkpoints.latest_step(opened) == 20
+        checkpoints.restore_params(opened, 20)
+        assert verified == ["20", "10", "20", "20"]
+        flip(max(files_of(workdir / "checkpoints" / "20"), key=os.path.getsize))
+        assert checkpoints.latest_step(opened) == 10
+        with pytest.raises(UserError, match=r"no checkpoint of step 20 .*: 10$"):
+            checkpoints.restore_params(opened, 20)
+        verified.clear()
+        checkpoints.restore_params(opened, 10)
+    assert verified == ["10"]
+    verified.clear()
+    with checkpoints.open_checkpoints(finished) as opened:
+        assert verified == ["20"]
+        assert checkpoints.best_step(opened, "all_loss") in STEPS
+    assert verified == ["20", "20", "10"]
+
+
 def test_none_is_whole(finished: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

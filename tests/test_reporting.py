@@ -1,5 +1,6 @@
 """Progress, JSON lines, TensorBoard, curves and files of a run."""
 
+import gc
 import io
 import json
 import math
@@ -223,6 +224,21 @@ def test_curves_are_redrawn_every_30_seconds_of_training(tmp_path, monkeypatch):
     reporting.close_report(report)
     assert drawings == [b"run of 3 rows", b"run of 6 rows", b"run of 6 rows"]
     assert (workdir / "curves.png").read_bytes() == drawings[-1]
+
+
+def test_no_figure_stays_when_curves_are_drawn(tmp_path):
+    """It would until the next full collection: 6 MB a figure."""
+
+    def figures():
+        return sum(type(found).__name__ == "Figure" for found in gc.get_objects())
+
+    report = reporting.open_report(tmp_path, step=0, total_steps=1, texts={})
+    reporting.add_row(report, make_row(1))
+    before = figures()
+    reporting.close_report(report)
+    assert (tmp_path / "curves.png").exists()
+    assert figures() == before
+    assert gc.isenabled()
 
 
 def test_curves_of_a_run_are_those_of_its_rows(tmp_path):
