@@ -9,7 +9,14 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while this imports
 import jax
 from absl import flags
 
-from lstm_jax import command_line, devices, explain, interrupts, workdirs
+from lstm_jax import (
+    command_line,
+    devices,
+    explain,
+    interrupts,
+    processes,
+    workdirs,
+)
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.config import check_config
 from lstm_jax.tasks import make_task
@@ -23,6 +30,21 @@ WORKDIR = flags.DEFINE_string(
 )
 INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Folder of another run, to start from its parameters."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "One of several processes that train one run (docs/scaling.md). Default: if Slurm, "
+    "Open MPI, Kubernetes or a TPU pod began several.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT where process 0 listens, if no scheduler tells."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many there are, if no scheduler tells."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "The number of this one, from 0, if no scheduler tells."
 )
 EXPLAIN_ENGINE = flags.DEFINE_bool(
     "explain_engine",
@@ -41,15 +63,28 @@ def main() -> None:
     check_config(CONFIG.value)
     count, batch_size = CONFIG.value.devices.count, CONFIG.value.batch_size
     stored = workdirs.stored_count(workdir)
-    devices.use_cpus(count or stored, batch_size)
+    _join_processes()
+    devices.use_cpus(count or stored, batch_size, processes.count())
     keep_compiled()
-    task = make_task(CONFIG.value)
+    with processes.leader_first():  # who may have to fetch or encode the data
+        task = make_task(CONFIG.value)
     if EXPLAIN_ENGINE.value:
         with jax.set_mesh(devices.make_mesh(count, batch_size, stored)):
             for line in explain.explain_task(task, batch_size):
                 print(line, flush=True)
         return
-    print(json.dumps(fit(CONFIG.value, task, workdir, INIT_FROM.value)))
+    result = fit(CONFIG.value, task, workdir, INIT_FROM.value)
+    if processes.leads():
+        print(json.dumps(result))
+
+
+def _join_processes() -> None:
+    place = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    wanted = DISTRIBUTED.value
+    if wanted is None:
+        wanted = place != (None, None, None) or processes.expected()
+    if wanted:
+        processes.start(*place)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def trials(
     Returns:
       Of each, what `trial` found.
     """
-    expected, draw = runs.end(finished), random.Random(seed)
+    expected, draw = runs.end(finished.workdir, finished.out), random.Random(seed)
     rows = []
     for name in files(finished.workdir):
         for way in WAYS:
@@ -110,7 +110,7 @@ def trial(
         if code:
             differing = [f"exit code {code}: {run.err.read_text()[-2000:]}"]
         else:
-            differing = runs.differences(runs.end(run), expected)
+            differing = runs.differences(runs.end(run.workdir, run.out), expected)
     finally:
         shutil.rmtree(workdir)
     unread = [Path("checkpoints", str(last), unread) for unread in UNREAD]

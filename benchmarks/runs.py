@@ -159,15 +159,15 @@ def finish(arguments: Sequence[str], workdir: Path, cache: Path) -> Run:
     return run
 
 
-def end(run: Run) -> End:
-    """Reads what a finished run has left."""
-    with checkpoints.open_checkpoints(run.workdir) as opened:
+def end(workdir: Path, out: Path) -> End:
+    """Reads what a finished run has left, and what it printed to stdout."""
+    with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.latest_step(opened)
-        assert step is not None, f"no checkpoint in {run.workdir}"
+        assert step is not None, f"no checkpoint in {workdir}"
         meta = checkpoints.read_meta(opened, step)
         arrays = _arrays(opened.directory / str(step) / "state")
-    rows = reporting.read_metrics(run.workdir)
-    result = json.loads(run.out.read_text().splitlines()[-1])
+    rows = reporting.read_metrics(workdir)
+    result = json.loads(out.read_text().splitlines()[-1])
     for timed in (meta, result, *rows):
         del timed["seconds"]
     del result["workdir"]

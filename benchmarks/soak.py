@@ -78,7 +78,9 @@ def trial(
         allowed = {0} if hit is None else {0, -number, 128 + number}
         if code == 0 or code not in allowed:
             break
-    differing = [] if code else runs.differences(runs.end(run), expected)
+    differing = (
+        [] if code else runs.differences(runs.end(run.workdir, run.out), expected)
+    )
     said = run.err.read_text()[-2000:] if code else ""
     return {
         "kills": kills,
@@ -147,7 +149,7 @@ def soak(
             arguments,
             folder / f"killed{number}",
             folder / "cache of killed",  # nothing that a kill spoils is shared
-            runs.end(wholes[name]),
+            runs.end(wholes[name].workdir, wholes[name].out),
             [*aims, "end"],
             draw,
         )

@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from lstm_jax import manifest
+from lstm_jax import manifest, processes
 from lstm_jax.errors import UserError
 
 FORMAT = 2
@@ -80,24 +80,12 @@ def open_checkpoints(
     if keep is not None and keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
     directory = Path(workdir).absolute() / "checkpoints"
-    good, damaged = _examine(directory, newest=keep is None)
-    if keep is not None and best is None and len(good) >= keep:
-        # Older than all that stay: nothing is damaged, its deletion was cut off.
-        for step in [step for step in damaged if step < good[-keep]]:
-            del damaged[step]
-            shutil.rmtree(directory / str(step))
-    for step, problem in damaged.items() if keep is not None or not good else ():
-        _report_damaged(directory / str(step), problem)
-    if damaged and not good:
-        raise UserError(
-            f"no checkpoint in {directory} is whole, and none was deleted: put back a "
-            "copy of one, or train in another folder"
-        )
     if keep is None:
+        _check(directory, *_examine(directory, newest=True), quiet=True)
         yield Checkpoints(directory, None)
         return
-    for step in damaged:
-        _set_aside(directory / str(step))
+    with processes.leader_first():
+        _mend(directory, None if best else keep)
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if best is not None:
         policies.append(
@@ -124,6 +112,37 @@ def open_checkpoints(
     finally:
         with _one_line(directory):
             manager.close()
+
+
+def _mend(directory: Path, keep: int | None) -> None:
+    """Sets damaged checkpoints aside, and ends a deletion that was cut off.
+
+    Args:
+      directory: of the checkpoints.
+      keep: how many of the newest stay, if no others do.
+    """
+    good, damaged = _examine(directory)
+    if keep is not None and len(good) >= keep:
+        # Older than all that stay: nothing is damaged, its deletion was cut off.
+        for step in [step for step in damaged if step < good[-keep]]:
+            del damaged[step]
+            shutil.rmtree(directory / str(step))
+    _check(directory, good, damaged)
+    for step in damaged:
+        _set_aside(directory / str(step))
+
+
+def _check(
+    directory: Path, good: list[int], damaged: dict[int, str], quiet: bool = False
+) -> None:
+    """Reports damaged checkpoints; an error where no others are left."""
+    for step, problem in () if quiet and good else damaged.items():
+        _report_damaged(directory / str(step), problem)
+    if damaged and not good:
+        raise UserError(
+            f"no checkpoint in {directory} is whole, and none was deleted: put back a "
+            "copy of one, or train in another folder"
+        )
 
 
 def _examine(directory: Path, newest: bool = False) -> tuple[list[int], dict[int, str]]:
@@ -181,7 +200,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _write_manifest(directory: Path) -> None:
-    if jax.process_index() == 0:
+    if processes.leads():
         for folder in directory.glob("*.orbax-checkpoint-tmp*"):
             manifest.write(folder)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lstm_jax import processes
 from lstm_jax.config import Config
 from lstm_jax.errors import Interrupted, UserError
 
@@ -85,7 +87,10 @@ def run(main: Callable[[], None]) -> None:
         threading.excepthook = _show_unless_unwritable
         try:
             main()
+            processes.finish()
         except UserError as error:
+            if processes.several():
+                processes.fail(str(error), 2)
             _stop(str(error))
         except (MemoryError, RuntimeError) as error:
             # XLA has no exception of its own for it.
@@ -102,6 +107,7 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # Ctrl-C before it trains, or twice
                 error = Interrupted(signal.SIGINT)
+            processes.finish()
             number, step = error.number, error.step
             where = "" if step is None else f" at step {step}, which is saved"
             print(
@@ -113,6 +119,14 @@ def run(main: Callable[[], None]) -> None:
             # Not sys.exit: XLA may be compiling in another thread, and crashes where
             # the interpreter is taken down under it.
             os._exit(128 + number)
+        except Exception as error:
+            if not processes.several():
+                raise
+            reason = " ".join(str(error).split())
+            if "Gloo" in reason or "coordination" in reason:
+                processes.lost(f"a process is lost ({reason[:200]})")
+            traceback.print_exc()
+            processes.fail(f"{type(error).__name__}: {reason[:200]}", 1)
 
     app.run(guarded, flags_parser=parse)
 

@@ -86,6 +86,8 @@ def base_config() -> Config:
     # Devices, or on a processor cores, over which a batch is divided. 0: as many as
     # divide it evenly and leave each 16 rows.
     config.devices.count = 0
+    # Divide parameters and optimizer state over them too, to save memory.
+    config.devices.divide_params = False
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps; also saved at the end, and of each epoch

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from lstm_jax.errors import UserError
-from lstm_jax.sharding import ROWS
+from lstm_jax.sharding import PARAMS, ROWS
 
 # Fewer rows leave a core's vector units idle in a step's product.
 LEAST_ROWS = 16
@@ -68,10 +68,11 @@ def automatic_count(batch_size: int, available: int) -> int:
     return max((n for n in counts if batch_size % n == 0), default=1)
 
 
-def use_cpus(count: int, batch_size: int) -> None:
+def use_cpus(count: int, batch_size: int, processes: int = 1) -> None:
     """Makes the processor that many devices, 0: as many as `automatic_count` takes.
 
-    To be called before jax computes.
+    To be called before jax computes. Each of several processes makes its share of
+    them, by default one.
 
     What a user has set (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays.
     """
@@ -79,11 +80,15 @@ def use_cpus(count: int, batch_size: int) -> None:
     untouched = "xla_force_host_platform_device_count" not in flags
     config: Any = jax.config  # whose options have no types
     if config.jax_num_cpu_devices < 1 and untouched:
+        if processes > 1:
+            count = max(count // processes, 1)
         count = count or automatic_count(batch_size, allowed_cpus())
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def make_mesh(count: int, batch_size: int, stored: int = 0) -> Mesh:
+def make_mesh(
+    count: int, batch_size: int, stored: int = 0, divide_params: bool = False
+) -> Mesh:
     """The devices of a run; its batch is divided over them.
 
     Args:
@@ -92,11 +97,24 @@ def make_mesh(count: int, batch_size: int, stored: int = 0) -> Mesh:
       batch_size: rows of a batch.
       stored: the devices that the run was on before; 0: it begins. Where there are not
         so many now, a line on stderr says so.
+      divide_params: whether the parameters are divided as well, see
+        `lstm_jax.sharding`.
 
     Raises:
       UserError: there are not so many, or they do not divide the batch.
     """
     devices = jax.devices()
+    if jax.process_count() > 1:
+        # What is left out would be some process's all.
+        if count not in (0, len(devices)) or batch_size % len(devices):
+            raise UserError(
+                f"{jax.process_count()} processes have {len(devices)} devices, and "
+                f"devices.count={count} and batch_size={batch_size}: leave the count "
+                "at 0, and take a batch that the number of devices divides"
+            )
+        if stored not in (0, len(devices)):
+            _warn_of_others(stored)
+        count = len(devices)
     if count < 0 or batch_size % (count or 1):
         raise UserError(
             f"devices.count={count} must divide batch_size={batch_size} (0: as many "
@@ -110,12 +128,32 @@ def make_mesh(count: int, batch_size: int, stored: int = 0) -> Mesh:
     if not count and stored:
         count = stored if stored <= len(devices) and batch_size % stored == 0 else 0
         if not count:
-            print(
-                f"this run was on {stored} devices and goes on with others: the same "
-                "up to rounding",
-                file=sys.stderr,
-            )
+            _warn_of_others(stored)
     count = count or automatic_count(batch_size, len(devices))
+    axes = {ROWS: count} | ({PARAMS: 1} if divide_params else {})
+    return jax.make_mesh(
+        tuple(axes.values()),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+        devices=devices[:count],
+    )
+
+
+def _warn_of_others(stored: int) -> None:
+    print(
+        f"this run was on {stored} devices and goes on with others: the same up to "
+        "rounding",
+        file=sys.stderr,
+    )
+
+
+def own_mesh(batch_size: int) -> Mesh:
+    """Devices of this process alone, to answer with what all have trained."""
+    mesh = jax.sharding.get_mesh()
+    if jax.process_count() == 1:
+        return mesh
+    devices = jax.local_devices()
+    count = automatic_count(batch_size, len(devices))
     return jax.make_mesh(
         (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
     )

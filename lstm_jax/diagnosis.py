@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from lstm_jax import steps
+from lstm_jax import devices, sharding, steps
 from lstm_jax.cells import Params
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, size_of
@@ -58,6 +58,7 @@ def find(
       None where all steps up to `last` are finite.
     """
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    whole = jax.jit(sharding.replicate)
     is_finite, per_epoch = jax.jit(steps.is_finite), _per_epoch(stepping)
     schedule = jax.jit(lambda step: steps.schedule(stepping, keys, step // per_epoch))
     buckets = np.zeros(per_epoch, np.int32)
@@ -66,9 +67,13 @@ def find(
         if step % per_epoch == 0 or step == first:
             buckets = np.asarray(schedule(jnp.int32(step))[0])
         before, bucket = copy(state), int(buckets[step % per_epoch])
-        state = run(state, examples[bucket], jnp.int32(bucket), jnp.int32(1))
+        state = run(state, examples[bucket], np.int32(bucket), np.int32(1))
         if not is_finite(state):
-            return _explain(stepping, keys, before, examples[bucket], bucket)
+            # Each process explains it alone, by what all have.
+            seen = jax.device_get(whole((before, examples[bucket])))
+            with jax.set_mesh(devices.own_mesh(stepping.batch_size)):
+                before, seen = jax.tree.map(jnp.asarray, seen)
+                return _explain(stepping, keys, before, seen, bucket)
     return None
 
 

@@ -239,7 +239,7 @@ def fused_unroll(
 
     if sharding.divides(inputs.x.shape[1]):
         forward, backward = on_each_device(
-            forward, backward, inputs, carry, noise, rows
+            forward, backward, params, inputs, carry, noise, rows
         )
 
     # All that may be traced is an argument, nothing a closure.

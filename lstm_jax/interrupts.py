@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lstm_jax import processes
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -14,11 +16,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def noted() -> Iterator[Callable[[], int | None]]:
     """Until the end, the first signal is noted and not acted upon; a second one is.
 
-    In another thread than the main one, signals do what they did.
+    In another thread than the main one, signals do what they did. Of several processes
+    all note what one receives, as SIGTERM, and the same turn of asking tells them.
 
     Yields:
       A function that gives the number of the signal, or None.
     """
+    if processes.several():
+        with _forwarded():
+            yield lambda: signal.SIGTERM if processes.stop_agreed() else None
+        return
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -40,6 +47,22 @@ def noted() -> Iterator[Callable[[], int | None]]:
         yield lambda: received[0] if received else None
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _forwarded() -> Iterator[None]:
+    """Ctrl-C is SIGTERM, of which jax tells all processes."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def forward(number: int, frame: Any) -> None:
+        os.write(2, b"ends after the steps under way\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def exit_at_once() -> None:

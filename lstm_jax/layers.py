@@ -9,9 +9,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from lstm_jax.cells import Cell
+from lstm_jax import sharding
+from lstm_jax.cells import Cell, Initializer
 from lstm_jax.gate_tracing import outputs_state
 from lstm_jax.unroll import Implementation, unroll
 
@@ -169,3 +171,37 @@ def _last_output(
     forward, _ = jnp.split(last, 2, axis=-1)
     _, backward = jnp.split(ys[:, 0], 2, axis=-1)
     return jnp.concatenate([forward, backward], axis=-1)
+
+
+class Embedding(nn.Module):
+    """A vector a symbol, of a table that may be divided over devices.
+
+    Attributes:
+      vocab_size: V.
+      size: D.
+      init: initialiser of the table.
+    """
+
+    vocab_size: int
+    size: int
+    init: Initializer = nn.linear.default_embed_init
+
+    @nn.compact
+    def __call__(self, symbols: Integer[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Returns the vectors of symbols."""
+        shape = (self.vocab_size, self.size)
+        table = self.param("embedding", self.init, shape, jnp.float32)
+        look_up = sharding.with_gathered(lambda table, at: jnp.take(table, at, axis=0))
+        return look_up(table, symbols)
+
+
+def dense(features: int, **options: Any) -> nn.Dense:
+    """`nn.Dense`, its kernel possibly divided over devices."""
+
+    def dot_general(x: Array, kernel: Array, dims: Any, **options: Any) -> Array:
+        def product(kernel: Array, x: Array) -> Array:
+            return lax.dot_general(x, kernel, dims, **options)
+
+        return sharding.with_gathered(product)(kernel, x)
+
+    return nn.Dense(features, dot_general=dot_general, **options)

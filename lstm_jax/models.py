@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from lstm_jax.cells import Activation, Cell, Initializer
-from lstm_jax.layers import Bidirectional, Recurrent, Stack
+from lstm_jax.layers import Bidirectional, Embedding, Recurrent, Stack, dense
 
 __all__ = [
     "Bidirectional",
@@ -97,11 +97,11 @@ class SequenceClassifier(nn.Module):
         )
         out = drop(self.dropout, ys if last_only else _pool(ys, lengths, self.pooling))
         for i, features in enumerate(self.dense):
-            dense = nn.Dense(
+            layer = dense(
                 features, kernel_init=self.head_kernel_init, name=f"dense_{i}"
             )
-            out = drop(self.dense_dropout, self.dense_activation(dense(out)))
-        return nn.Dense(
+            out = drop(self.dense_dropout, self.dense_activation(layer(out)))
+        return dense(
             self.num_classes,
             kernel_init=self.head_kernel_init,
             bias_init=self.head_bias_init,
@@ -146,7 +146,7 @@ class SequenceTagger(nn.Module):
         _, ys = stack(xs, lengths=lengths, deterministic=deterministic)
         if self.dropout:
             ys = nn.Dropout(self.dropout)(ys, deterministic=deterministic)
-        logits = nn.Dense(self.num_classes, name="head")(ys)
+        logits = dense(self.num_classes, name="head")(ys)
         if lengths is None:
             return logits
         return jnp.where(jnp.expand_dims(_valid(ys, lengths), -1), logits, 0)
@@ -182,7 +182,7 @@ class LanguageModel(nn.Module):
         carries, ys = stack(xs, carries, deterministic=deterministic, **options)
         if self.dropout:
             ys = nn.Dropout(self.dropout)(ys, deterministic=deterministic)
-        return carries, nn.Dense(self.vocab_size, name="head")(ys)
+        return carries, dense(self.vocab_size, name="head")(ys)
 
 
 def _features(
@@ -195,7 +195,7 @@ def _features(
         return inputs
     if size is None:
         return jnp.expand_dims(inputs.astype(jnp.float32), -1)
-    return nn.Embed(vocab_size, size, embedding_init=init, name="embedding")(inputs)
+    return Embedding(vocab_size, size, init, name="embedding")(inputs)
 
 
 def _pool(

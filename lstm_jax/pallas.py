@@ -134,7 +134,9 @@ def pallas_unroll(
         return gradient | dextras, dinputs, dcarry, dinitial, None
 
     if sharding.divides(batch):
-        forward, backward = on_each_device(forward, backward, inputs, carry, None)
+        forward, backward = on_each_device(
+            forward, backward, params, inputs, carry, None
+        )
 
     @jax.custom_vjp
     def run(

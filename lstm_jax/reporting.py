@@ -118,14 +118,16 @@ def open_report(
     return Report(workdir, total_steps, rows, path.open("a"), writer, bar)
 
 
-def add_row(report: Report, row: Row) -> None:
+def add_row(report: Report | None, row: Row) -> None:
     """Adds one row of metrics to every output of the report.
 
     Args:
-        report: from `open_report`.
+        report: from `open_report`; None, here and below: nothing is shown.
         row: `step`, `epoch`, `split` ("train", or the name of an evaluated split),
             `seconds`, and metrics, all Python numbers.
     """
+    if report is None:
+        return
     is_train = row["split"] == "train"
     previous = next(
         (r for r in reversed(report.rows) if (r["split"] == "train") == is_train),
@@ -166,8 +168,10 @@ def _redraw(report: Report) -> None:
         write_file(report.workdir / "curves.png", curves)
 
 
-def say(report: Report, line: str) -> None:
+def say(report: Report | None, line: str) -> None:
     """Shows a line on stderr, above the bar where there is one."""
+    if report is None:
+        return
     if report.bar is None:
         # One write, unlike print's two: an interrupt does not fall before the newline.
         sys.stderr.write(line + "\n")
@@ -176,8 +180,10 @@ def say(report: Report, line: str) -> None:
         report.bar.write(line, file=sys.stderr)
 
 
-def close_report(report: Report) -> None:
+def close_report(report: Report | None) -> None:
     """Closes every output of the report and draws the curves a last time."""
+    if report is None:
+        return
     if report.bar is not None:
         report.bar.close()
     report.file.close()

@@ -7,8 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from lstm_jax import sharding
-from lstm_jax.cells import Noise
-from lstm_jax.cotangents import map_cotangents
+from lstm_jax.cells import Noise, Params
 from lstm_jax.gated_steps import Inputs
 from lstm_jax.layout import FIRST, RowAxis
 
@@ -16,6 +15,7 @@ from lstm_jax.layout import FIRST, RowAxis
 def on_each_device(
     forward: Callable[..., Any],
     backward: Callable[..., Any],
+    params: Params,
     inputs: Inputs,
     carry: Any,
     noise: Noise | None,
@@ -23,31 +23,38 @@ def on_each_device(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Both passes on each device's rows, weight gradients summed after the loop.
 
+    Divided parameters are gathered before it.
+
     Args:
       forward: of `lstm_jax.fused.fused_unroll` or another loop of the same arguments.
       backward: of the same.
+      params: of the loop.
       inputs: of the loop.
       carry: state before the first step.
       noise: of the loop.
       rows: the axis of the rows in what `forward` saves.
     """
     none, first, second = sharding.Rows()
+    specs = sharding.param_specs(params)
     drawn = None if noise is None else Noise(none, first, second)
     outs = (first, second)
     saved = (none, second, drawn, second)
     if rows != FIRST:
         saved = _saved_rows_last(inputs, carry, noise)
 
+    def gathered(params: Params, *rest: Any) -> Any:
+        return forward(sharding.gather(params, specs), *rest)
+
     def summed(saved: Any, cotangents: Any) -> tuple[Any, ...]:
         gradient, *rest = backward(saved, cotangents)
-        return map_cotangents(sharding.total, gradient), *rest
+        return sharding.total(gradient, specs), *rest
 
     return (
         sharding.on_each_device(
-            forward, (none, second, first, first, drawn), (outs, saved)
+            gathered, (specs, second, first, first, drawn), (outs, saved)
         ),
         sharding.on_each_device(
-            summed, (saved, outs), (none, second, first, first, None)
+            summed, (saved, outs), (specs, second, first, first, None)
         ),
     )
 

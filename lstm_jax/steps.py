@@ -13,7 +13,15 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
-from lstm_jax.sharding import divides, replicate, split_rows
+from lstm_jax.sharding import (
+    Rows,
+    divides,
+    param_specs,
+    replicate,
+    row_specs,
+    split_params,
+    split_rows,
+)
 from lstm_jax.tasks.task import Examples, Sums, Task, size_of
 
 # Batches of one bucket that follow each other. They are one dispatch, and a dispatch
@@ -191,11 +199,24 @@ def train_step(
         average = optax.incremental_update(params, average, 1 - decay)
     return TrainState(
         step=state.step + 1,
-        params=replicate(params),
-        opt_state=replicate(opt_state),
+        params=split_params(params),
+        opt_state=split_params(opt_state),
         sums=replicate(jax.tree.map(jnp.add, state.sums, sums)),
-        average=replicate(average),
+        average=split_params(average),
         carry=split_rows(carry),
+    )
+
+
+def state_specs(state: TrainState) -> TrainState:
+    """How a state is divided over the devices of the context."""
+    none: Any = Rows().none
+    return TrainState(
+        step=none,
+        params=param_specs(state.params),
+        opt_state=param_specs(state.opt_state),
+        sums=jax.tree.map(lambda _: none, state.sums),
+        average=param_specs(state.average),
+        carry=row_specs(state.carry),
     )
 
 

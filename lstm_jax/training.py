@@ -20,6 +20,7 @@ from lstm_jax import (
     devices,
     diagnosis,
     interrupts,
+    processes,
     reporting,
     sharding,
     steps,
@@ -62,18 +63,41 @@ def fit(
     check_config(config)
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
     mesh = devices.make_mesh(
-        config.devices.count, config.batch_size, workdirs.stored_count(workdir)
+        config.devices.count,
+        config.batch_size,
+        workdirs.stored_count(workdir),
+        config.devices.divide_params,
     )
     config = config.copy_and_resolve_references()
     config.devices.count = mesh.size
+    best = config.checkpoint.best or None
     with jax.set_mesh(mesh):
-        return _fit(config, task, workdir, init_from)
+        _fit(config, task, workdir, init_from)
+        processes.wait()  # for the last files
+        own = devices.own_mesh(config.batch_size)
+    result = workdirs.result(workdir, best)
+    if processes.leads():
+        with jax.set_mesh(own):
+            _show(task, workdir, result["step"])
+    return result
+
+
+def _show(task: Task, workdir: Path, step: int) -> None:
+    """What a task shows at the end."""
+    if task.demonstrate is None and task.pictures is None:
+        return
+    params = workdirs.load_params(workdir, step)
+    if task.pictures is not None:
+        for name, png in task.pictures(params).items():
+            reporting.write_file(workdir / name, png)
+    if task.demonstrate is not None:
+        print(task.demonstrate(params))
 
 
 def _fit(
     config: Config, task: Task, workdir: Path, init_from: str | Path | None
-) -> dict[str, Any]:
-    """As `fit`, on the devices of the context."""
+) -> None:
+    """Trains as `fit` does, on the devices of the context."""
     per_epoch = steps.steps_per_epoch(task, config.batch_size)
     num_steps = config.num_steps or config.num_epochs * per_epoch
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -85,52 +109,57 @@ def _fit(
         config.optimizer.skip_nonfinite,
     )
     keys = steps.make_keys(config.seed)
-    fresh = jax.jit(functools.partial(steps.init_state, stepping))
-    abstract = jax.eval_shape(fresh, keys)
+    abstract = jax.eval_shape(functools.partial(steps.init_state, stepping), keys)
+    places = sharding.shardings(steps.state_specs(abstract))
     _check_best(config.checkpoint.best, task, abstract.sums)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
     source = None if init_from is None else workdirs.load_source(init_from, workdir)
     best = config.checkpoint.best or None
+    processes.agree("config or data", workdirs.digest(config, task.files))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdirs.claimed(workdir, config, task.files))
+        if processes.leads():
+            stack.enter_context(workdirs.claimed(workdir, config, task.files))
+        processes.wait()
         stack.enter_context(_unwritable(workdir))
-        print(task.summary, flush=True)
+        if processes.leads():
+            print(task.summary, flush=True)
         opened = stack.enter_context(
             checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best)
         )
 
+        def fresh() -> TrainState:
+            state = steps.init_state(stepping, steps.make_keys(config.seed))
+            if source is None:
+                return state
+            params = workdirs.matching_params(source, state.params)
+            average = jax.tree.map(jnp.copy, params) if stepping.ema else ()
+            return state._replace(params=params, average=average)
+
         def begin() -> tuple[TrainState, dict[str, Any]]:
-            step = checkpoints.latest_step(opened)
-            if step is not None:
-                state, meta = checkpoints.restore(opened, step, abstract)
-                return _on_devices(state), meta
-            state = fresh(keys)
-            if source is not None:
-                params = workdirs.matching_params(source, state.params)
-                average = jax.tree.map(jnp.copy, params) if stepping.ema else ()
-                state = state._replace(params=params, average=average)
-            return _on_devices(state), {"seconds": 0.0}
+            step = processes.from_leader(checkpoints.latest_step(opened))
+            if step is None:
+                return jax.jit(fresh, out_shardings=places)(), {"seconds": 0.0}
+            wanted = jax.tree.map(
+                lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+                abstract,
+                places,
+            )
+            return checkpoints.restore(opened, step, wanted)
 
         state, meta = begin()
         at = int(state.step)
         if at >= num_steps or meta.get("ended", False):
-            print(f"finished before, at step {at}: not trained again", file=sys.stderr)
-            workdirs.store(workdir, config, task.files)  # what is free to change
+            if processes.leads():
+                print(
+                    f"finished before, at step {at}: not trained again", file=sys.stderr
+                )
+                workdirs.store(workdir, config, task.files)  # what is free to change
         else:
-            if at:
+            if at and processes.leads():
                 print(f"going on from step {at}", file=sys.stderr)
             _train(
                 config, stepping, keys, num_steps, workdir, opened, state, meta, begin
             )
-    result = workdirs.result(workdir, best)
-    if task.demonstrate is not None or task.pictures is not None:
-        params = workdirs.load_params(workdir, result["step"])
-        if task.pictures is not None:
-            for name, png in task.pictures(params).items():
-                reporting.write_file(workdir / name, png)
-        if task.demonstrate is not None:
-            print(task.demonstrate(params))
-    return result
 
 
 @contextlib.contextmanager
@@ -143,11 +172,6 @@ def _unwritable(workdir: Path) -> Iterator[None]:
             f"cannot write to {workdir} ({error.strerror}): its checkpoints are as "
             "they were; mend that, and the same command goes on"
         ) from None
-
-
-def _on_devices(state: TrainState) -> TrainState:
-    carry = sharding.put_rows(state.carry)
-    return sharding.put(state._replace(carry=()))._replace(carry=carry)
 
 
 # Steps of a dispatch whose number is on the device from the beginning.
@@ -230,9 +254,14 @@ def _train(
     save_periods = (config.checkpoint.every, epoch_period)
     report_periods = (report.every, epoch_period)
     texts = {"config": config.to_json_best_effort(indent=2), "summary": task.summary}
-    out = reporting.open_report(workdir, step=step, total_steps=num_steps, texts=texts)
-    files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-    workdirs.store(workdir, config, files)  # not before all that a resume needs is read
+    out = None
+    if processes.leads():
+        out = reporting.open_report(
+            workdir, step=step, total_steps=num_steps, texts=texts
+        )
+        # Not before all that a resume needs is read.
+        files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
+        workdirs.store(workdir, config, files)
 
     def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
         numbers = fetch(sums)  # waits for the device
@@ -346,7 +375,8 @@ def _where_not_finite(
         what = f"between steps {begun} and {last}, and not when they are run again"
     else:
         path = workdir / "not_finite.json"
-        reporting.write_file(path, json.dumps(found._asdict()) + "\n")
+        if processes.leads():
+            reporting.write_file(path, json.dumps(found._asdict()) + "\n")
         places = ((found.row, "row"), (found.time, "time"))
         at = [f"{name} {place}" for place, name in places if place is not None]
         where = ", ".join([found.where, *at])

@@ -140,10 +140,10 @@ def unroll(
     # A loop of no steps has nothing to schedule.
     if implementation == "autodiff" or cell.fused is None or time == 0:
         run = functools.partial(_autodiff_unroll, cell, **options)
-        run = _on_rows(run, batch, noise)
+        run = _on_rows(run, params, batch, noise)
     elif implementation == "cudnn":
         run = functools.partial(cudnn_unroll, **options)
-        run = _on_rows(run, batch, noise)
+        run = _on_rows(run, params, batch, noise)
     elif implementation == "pallas":
         run = functools.partial(pallas_unroll, cell.fused, **options)
     else:
@@ -188,15 +188,20 @@ def _autodiff_unroll(
 
 
 def _on_rows(
-    run: Callable[..., Any], batch: int, noise: Noise | None
+    run: Callable[..., Any], params: Params, batch: int, noise: Noise | None
 ) -> Callable[..., Any]:
     """`run(params, inputs, carry, initial, noise)` on each device's rows."""
     if not sharding.divides(batch):
         return run
     none, first, second = sharding.Rows()
+    specs = sharding.param_specs(params)
     drawn = None if noise is None else Noise(none, first, second)
+
+    def gathered(params: Params, *rest: Any) -> Any:
+        return run(sharding.gather(params, specs), *rest)
+
     return sharding.on_each_device(
-        run, (none, second, first, first, drawn), (first, second)
+        gathered, (specs, second, first, first, drawn), (first, second)
     )
 
 

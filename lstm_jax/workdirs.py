@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, and what it answers."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,12 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
                 f"cannot write to {workdir} ({error.strerror}): {_other(workdir)}"
             ) from None
         yield
+
+
+def digest(config: Config, files: Mapping[str, str]) -> str:
+    """A hash of what makes a run, to tell whether another process has the same."""
+    content = json.dumps([_text(config), sorted(files.items())])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _check_folder(workdir: Path, config: Config, files: Mapping[str, str]) -> bool:

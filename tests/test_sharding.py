@@ -29,9 +29,16 @@ CELLS = BUILT_IN | INVENTED
 BATCH, TIME = 4, 26  # two chunks
 
 
-def on(count: int) -> Any:
+def on(count: int, divide_params: bool = False) -> Any:
     """A context with that many devices."""
-    return jax.set_mesh(devices.make_mesh(count, BATCH))
+    mesh = devices.make_mesh(count, BATCH, divide_params=divide_params)
+    return jax.set_mesh(mesh)
+
+
+@pytest.fixture
+def all_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parameters are divided as well."""
+    monkeypatch.setattr(sharding, "_LEAST_ENTRIES", 1)
 
 
 @pytest.mark.usefixtures("strict", "x64")
@@ -65,7 +72,33 @@ def test_devices_equal_one(name: str, implementation: str) -> None:
         assert_close(run(count, schedule), one)
 
 
-@pytest.mark.usefixtures("strict", "x64")
+@pytest.mark.usefixtures("strict", "x64", "all_divided")
+@pytest.mark.parametrize("implementation", ["auto", "autodiff"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "learned_initial", "memory"])
+def test_divided_parameters_equal_whole_ones(name: str, implementation: str) -> None:
+    """Values and gradients; of each gradient a device has its part."""
+    cell = CELLS[name]
+    params, xs = random_params(cell), random_xs(BATCH, 5)
+
+    def run() -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            options = {"key": noise_key(0), "implementation": implementation}
+            _, ys = lj.unroll(cell, params, xs, **options)
+            return sum(jnp.sum(jnp.square(y)) for y in jax.tree.leaves(ys))
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, xs)
+
+    with on(1):
+        one = run()
+    with on(2, divide_params=True):
+        params = sharding.put(params, sharding.param_specs(params))
+        divided = run()
+    assert_close(divided, one)
+    for kernel in (divided[1][0]["kernel"], divided[1][0]["recurrent_kernel"]):
+        assert kernel.addressable_shards[0].data.size == kernel.size / 2
+
+
+@pytest.mark.usefixtures("strict", "x64", "all_divided")
 def test_second_derivatives_on_devices() -> None:
     cell = lj.lstm(3)
     params, xs = random_params(cell), random_xs(BATCH, 5)
@@ -79,8 +112,10 @@ def test_second_derivatives_on_devices() -> None:
 
     with on(1):
         one = jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs)
-    with on(2), scheduled(ROWS_LAST):
-        assert_close(jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs), one)
+    for divide_params in (False, True):
+        with on(2, divide_params), scheduled(ROWS_LAST):
+            two = jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs)
+        assert_close(two, one)
 
 
 def test_rows_that_do_not_divide_stay_together() -> None:
@@ -120,15 +155,16 @@ def collectives_in_loops(program: str) -> list[str]:
     ]
 
 
-@pytest.mark.usefixtures("fast_runs")
+@pytest.mark.usefixtures("fast_runs", "all_divided")
 def test_training_on_devices_equals_one(tmp_path: Path) -> None:
     """With dropout, and a last batch that is padded."""
     task = ragged_task(2, cells=(lj.lstm(3),), dropout=0.5, embedding_dropout=0.5)
     assert any(len(bucket["labels"]) % BATCH for bucket in task.examples)
     states, rows = [], []
-    for count in (1, 2, 4):
+    for count in (1, 2, -4):
         workdir = tmp_path / str(count)
-        config = toy_config(batch_size=BATCH, **{"devices.count": count})
+        config = toy_config(batch_size=BATCH, **{"devices.count": abs(count)})
+        config.devices.divide_params = count < 0
         training.fit(config, task, workdir)
         states.append(saved_state(workdir, config, task))
         rows.append(rows_of(workdir))
@@ -139,8 +175,9 @@ def test_training_on_devices_equals_one(tmp_path: Path) -> None:
             assert row["accuracy"] == expected["accuracy"]
 
 
-def test_no_loop_over_time_waits_for_other_devices() -> None:
-    task = toy_task(cells=(lj.lstm(3), lj.gru(2)), dropout=0.5)
+def compiled_step(count: int, divide_params: bool, **fields: Any) -> str:
+    """The program of an update."""
+    task = toy_task(cells=(lj.lstm(3), lj.gru(2)), dropout=0.5, **fields)
     keys = steps.make_keys(0)
     stepping = steps.Stepping(task, optax.adam(1e-3), BATCH)
 
@@ -148,19 +185,40 @@ def test_no_loop_over_time_waits_for_other_devices() -> None:
         batch, weight = steps.take_batch(examples, numbers, jnp.int32(0), BATCH)
         return steps.train_step(stepping, keys, state, batch, weight)
 
-    with on(2):
+    with on(count, divide_params):
         state, numbers = steps.init_state(stepping, keys), jnp.arange(BATCH)
-        lowered = jax.jit(update).lower(state, task.examples[0], numbers)
-        program = lowered.compile().as_text()
+        state = sharding.put(state, steps.state_specs(state))
+        lowered = jax.jit(update, donate_argnums=0).lower(
+            state, sharding.put(task.examples[0]), numbers
+        )
+        return lowered.compile().as_text()
+
+
+def test_no_loop_over_time_waits_for_other_devices() -> None:
+    program = compiled_step(2, divide_params=False)
     assert " while(" in program
     # Of all gradients, the count and the metrics together.
     assert program.count(" all-reduce(") == 1
     assert collectives_in_loops(program) == []
 
 
+def test_divided_parameters_are_gathered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_LEAST_ENTRIES", 13)
+    program = compiled_step(2, divide_params=True, dense=(6,))
+    assert " while(" in program
+    # Both kernels of the first layer, the kernel of the second, that of the head.
+    assert program.count(" all-gather(") == 4
+    assert program.count(" reduce-scatter(") == 4
+    # Of biases, the count and the metrics.
+    assert program.count(" all-reduce(") == 1
+    assert collectives_in_loops(program) == []
+
+
 def test_a_collective_in_a_loop_is_found() -> None:
     def looped(xs: Any) -> Any:
-        return jax.lax.fori_loop(0, xs.shape[1], lambda _, s: s + sharding.total(s), xs)
+        return jax.lax.fori_loop(
+            0, xs.shape[1], lambda _, s: s + jax.lax.psum(s, sharding.ROWS), xs
+        )
 
     with on(2):
         specs = sharding.Rows().first

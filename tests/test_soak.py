@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fast_runs: Path) -> Any:
 
 
 def test_killed_twice(whole: runs.Run, tmp_path: Path) -> None:
-    expected = runs.end(whole)
+    expected = runs.end(whole.workdir, whole.out)
     assert expected.result["step"] == expected.arrays["step"] == 200
     assert {path.split("/")[0] for path in expected.arrays} == {
         *("step", "params", "opt_state", "sums")
@@ -63,7 +63,7 @@ def test_killed_twice(whole: runs.Run, tmp_path: Path) -> None:
 def test_terminated(whole: runs.Run, tmp_path: Path, monkeypatch: Any) -> None:
     """And a start that fails is a lost run."""
     monkeypatch.setattr(soak, "TERMINATED", 1.0)
-    expected = runs.end(whole)
+    expected = runs.end(whole.workdir, whole.out)
     workdir = tmp_path / "killed"
     row = soak.trial(
         ARGUMENTS, workdir, tmp_path, expected, ["evaluation"], random.Random(0)
@@ -114,8 +114,8 @@ def test_phases(whole: runs.Run, tmp_path: Path) -> None:
 
 
 def test_differences_are_told(whole: runs.Run) -> None:
-    expected = runs.end(whole)
-    assert runs.differences(runs.end(whole), expected) == []
+    expected = runs.end(whole.workdir, whole.out)
+    assert runs.differences(runs.end(whole.workdir, whole.out), expected) == []
     name = "params/head/bias"
     flipped = expected.arrays[name].copy()
     flipped.view(np.uint8)[3] ^= 1
@@ -136,7 +136,7 @@ def test_differences_are_told(whole: runs.Run) -> None:
 def trial_of(
     whole: runs.Run, folder: Path, name: str | Path, way: str
 ) -> tuple[bool, list[str]]:
-    draw, expected = random.Random(0), runs.end(whole)
+    draw, expected = random.Random(0), runs.end(whole.workdir, whole.out)
     row = damage.trial(ARGUMENTS, whole, expected, folder, Path(name), way, draw)
     return row["noticed"], row["differences"]
 

@@ -13,12 +13,11 @@ from benchmarks.work import Work, arrays
 from lstm_jax import sharding, steps
 from lstm_jax.devices import make_mesh, use_cpus
 from lstm_jax.models import SequenceClassifier
-from lstm_jax.tasks import classification
+from lstm_jax.tasks import Task, classification
 
 
-def make(work: Work, devices: int | None) -> dict[str, Callable[[], Any]]:
-    """See `benchmarks.candidates`; by default on as many as `train.py` chooses."""
-    use_cpus(devices or 0, work.batch)
+def make_task(work: Work) -> tuple[Task, SequenceClassifier]:
+    """A work's model, and its training on random examples."""
     cells = {"lstm": lj.lstm, "gru": lj.gru, "rnn": lj.simple_rnn}
     model = SequenceClassifier(
         cells=(cells[work.cell](work.hidden),) * work.layers,
@@ -30,7 +29,13 @@ def make(work: Work, devices: int | None) -> dict[str, Callable[[], Any]]:
         dense=(work.dense,) if work.dense else (),
         dense_dropout=work.dropout if work.dense else 0.0,
     )
-    task = classification(model, *arrays(work))
+    return classification(model, *arrays(work)), model
+
+
+def make(work: Work, devices: int | None) -> dict[str, Callable[[], Any]]:
+    """See `benchmarks.candidates`; by default on as many as `train.py` chooses."""
+    use_cpus(devices or 0, work.batch)
+    task, model = make_task(work)
     stepping = steps.Stepping(task, optax.adam(1e-3), work.batch)
     keys, mesh = steps.make_keys(0), make_mesh(devices or 0, work.batch)
     zero = jnp.int32(0)

@@ -1,0 +1,123 @@
+"""One of several processes is killed: `python -m benchmarks.lost`.
+
+Processes on this machine train one run; at a random moment a random one is killed by
+SIGKILL. The others have to end within a minute, each with a line that says why, and all
+of them, started again, have to end as a group that nobody touched, bit for bit.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import groups, report, runs
+from benchmarks.groups import Ended
+from benchmarks.report import Row
+
+_MINUTE = 60.0
+ARGUMENTS = (
+    "--config=configs/fable.py",
+    "--config.model.hidden_size=64",
+    "--config.model.dropout=0.3",
+    "--config.num_steps=900",
+    "--config.report.every=100",
+    "--config.report.evaluate_every=300",
+    "--config.checkpoint.every=100",
+    "--config.devices.divide_params=True",
+)
+
+
+def whole(count: int, folder: Path) -> tuple[runs.End, float]:
+    """A run that nobody touches, and the seconds that it takes."""
+    ended = train(count, folder, None)
+    if any(process.code for process in ended):
+        raise RuntimeError("; ".join(process.err for process in ended))
+    return end(folder), max(process.seconds for process in ended)
+
+
+def train(count: int, folder: Path, kill: tuple[int, float] | None) -> list[Ended]:
+    """Trains in `folder / "run"`."""
+    arguments = [f"--workdir={folder / 'run'}", *ARGUMENTS]
+    return groups.run(count, arguments, folder / "said", kill=kill)
+
+
+def end(folder: Path) -> runs.End:
+    """What the run in a folder has left."""
+    return runs.end(folder / "run", folder / "said" / "0.out")
+
+
+def trial(count: int, folder: Path, expected: runs.End, kill: tuple[int, float]) -> Row:
+    """Kills a process, looks at the others, and starts all again."""
+    number, seconds = kill
+    ended = train(count, folder, kill)
+    victim = ended[number]
+    row: Row = {"processes": count, "killed": number, "after": seconds, "wrong": ""}
+    if victim.code == 0:
+        return row | {"hit": False}  # all were at their end
+    others = [process for process in ended if process is not victim]
+    row |= {
+        "hit": True,
+        "delay": max(process.seconds - victim.seconds for process in others),
+    }
+    unclear = [
+        process.err[-2000:]
+        for process in others
+        if process.code == 0 or "lost" not in first_error(process)
+    ]
+    if row["delay"] > _MINUTE or unclear:
+        row["wrong"] = f"after {row['delay']:.0f} s: {unclear}"
+    again = train(count, folder, None)
+    if any(process.code for process in again):
+        row["wrong"] += "; ".join(process.err[-2000:] for process in again)
+    else:
+        row["wrong"] += ", ".join(runs.differences(end(folder), expected))
+    return row
+
+
+def first_error(process: Ended) -> str:
+    """The first line that is neither progress nor of a library."""
+    lines = process.err.splitlines()
+    return next((line for line in lines if line.startswith("error: ")), "")
+
+
+def main() -> None:
+    """Prints a table; exit code 1 where a run was lost or differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10, help="of each number")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmark_results"))
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for count in (2, 4):
+            expected, _ = whole(count, Path(name) / f"whole{count}")
+            # Once more, with programs that are compiled: as long as the trials.
+            same, seconds = whole(count, Path(name) / f"again{count}")
+            assert not runs.differences(same, expected)
+            for number in range(options.trials):
+                kill = (draw.randrange(count), draw.uniform(0.2, 0.95) * seconds)
+                folder = Path(name) / f"{count} {number}"
+                rows.append(trial(count, folder, expected, kill))
+                print(rows[-1], file=sys.stderr, flush=True)
+    found: dict[str, Any] = {**report.about(), "seed": options.seed, "rows": rows}
+    lines = [runs.heading(found), ""]
+    lines += ["| processes | killed | of them process 0 | the others end, s | lost |"]
+    lines += ["|---|---|---|---|---|"]
+    for count in (2, 4):
+        hits = [row for row in rows if row["processes"] == count and row["hit"]]
+        leaders = sum(row["killed"] == 0 for row in hits)
+        ends = sorted(row["delay"] for row in hits)
+        wrong = sum(bool(row["wrong"]) for row in hits)
+        between = f"{ends[0]:.0f} to {ends[-1]:.0f}" if ends else ""
+        lines.append(f"| {count} | {len(hits)} | {leaders} | {between} | {wrong} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    report.write(options.out, "lost", found, text)
+    sys.exit(any(row["wrong"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
