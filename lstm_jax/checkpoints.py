@@ -15,13 +15,11 @@ after the manager was closed and opened again.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,14 +30,12 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from lstm_jax import manifest, processes
+from lstm_jax import integrity, manifest, processes
 from lstm_jax.errors import UserError
 
 FORMAT = 2
 # Bytes of a checkpoint's files beside its arrays, generously.
 _BESIDE = 2**18
-# Of a folder that was checkpoint 40 and is damaged: damaged-40.
-_DAMAGED = "damaged-"
 
 
 class Checkpoints(NamedTuple):
@@ -81,11 +77,13 @@ def open_checkpoints(
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
     directory = Path(workdir).absolute() / "checkpoints"
     if keep is None:
-        _check(directory, *_examine(directory, newest=True), quiet=True)
+        integrity.check(
+            directory, *integrity.examine(directory, newest=True), quiet=True
+        )
         yield Checkpoints(directory, None)
         return
     with processes.leader_first():
-        _mend(directory, None if best else keep)
+        integrity.mend(directory, None if best else keep)
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if best is not None:
         policies.append(
@@ -112,91 +110,6 @@ def open_checkpoints(
     finally:
         with _one_line(directory):
             manager.close()
-
-
-def _mend(directory: Path, keep: int | None) -> None:
-    """Sets damaged checkpoints aside, and ends a deletion that was cut off.
-
-    Args:
-      directory: of the checkpoints.
-      keep: how many of the newest stay, if no others do.
-    """
-    good, damaged = _examine(directory)
-    if keep is not None and len(good) >= keep:
-        # Older than all that stay: nothing is damaged, its deletion was cut off.
-        for step in [step for step in damaged if step < good[-keep]]:
-            del damaged[step]
-            shutil.rmtree(directory / str(step))
-    _check(directory, good, damaged)
-    for step in damaged:
-        _set_aside(directory / str(step))
-
-
-def _check(
-    directory: Path, good: list[int], damaged: dict[int, str], quiet: bool = False
-) -> None:
-    """Reports damaged checkpoints; an error where no others are left."""
-    for step, problem in () if quiet and good else damaged.items():
-        _report_damaged(directory / str(step), problem)
-    if damaged and not good:
-        raise UserError(
-            f"no checkpoint in {directory} is whole, and none was deleted: put back a "
-            "copy of one, or train in another folder"
-        )
-
-
-def _examine(directory: Path, newest: bool = False) -> tuple[list[int], dict[int, str]]:
-    """Steps of the checkpoints that are whole, and what is wrong with the others.
-
-    From the newest on: all of their files are read. With `newest` no further than to
-    the first that is whole.
-    """
-    good, damaged = [], {}
-    if directory.is_dir():
-        steps = [int(p.name) for p in directory.iterdir() if _is_step(p)]
-        for step in sorted(steps, reverse=True):
-            problem = _problem(directory / str(step))
-            if problem is not None:
-                damaged[step] = problem
-                continue
-            good.insert(0, step)
-            if newest:
-                break
-    return good, damaged
-
-
-def _is_step(path: Path) -> bool:
-    # What was interrupted has a longer name: 40.orbax-checkpoint-tmp.
-    return path.name.isdecimal() and str(int(path.name)) == path.name
-
-
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None: nothing that can be known."""
-    try:
-        written = _meta(folder)["format"]
-    except (OSError, KeyError, TypeError, ValueError):
-        written = None
-    if written == 1 and not (folder / manifest.FILE).exists():  # it had none
-        return None
-    return manifest.problem(folder)
-
-
-def _meta(folder: Path) -> Any:
-    return json.loads((folder / "metrics" / "metrics").read_bytes())
-
-
-@functools.cache  # once, however often it is met
-def _report_damaged(folder: Path, problem: str) -> None:
-    print(f"checkpoint {folder} is damaged ({problem}) and not used", file=sys.stderr)
-
-
-def _set_aside(folder: Path) -> None:
-    """Gives a damaged checkpoint another name: its step is trained again."""
-    name, number = f"{_DAMAGED}{folder.name}", 1
-    while folder.with_name(name).exists():
-        number += 1
-        name = f"{_DAMAGED}{folder.name}-{number}"
-    folder.rename(folder.with_name(name))
 
 
 def _write_manifest(directory: Path) -> None:
@@ -270,9 +183,9 @@ def latest_step(opened: Checkpoints) -> int | None:
 
 def _whole_steps(opened: Checkpoints, newest: bool = False) -> list[int]:
     _finish_saving(opened)
-    good, damaged = _examine(opened.directory, newest)
+    good, damaged = integrity.examine(opened.directory, newest)
     for step, problem in damaged.items():
-        _report_damaged(opened.directory / str(step), problem)
+        integrity.report_damaged(opened.directory / str(step), problem)
     return good
 
 
@@ -294,7 +207,9 @@ def best_step(opened: Checkpoints, metric: str) -> int | None:
     """
     steps = _whole_steps(opened)
     folder = opened.directory
-    scores = [(_score(_meta(folder / str(step)), metric), step) for step in steps]
+    scores = [
+        (_score(integrity.meta_of(folder / str(step)), metric), step) for step in steps
+    ]
     score, step = max(scores, default=(-math.inf, None))
     return None if score == -math.inf else step
 
@@ -314,13 +229,13 @@ def read_meta(opened: Checkpoints, step: int) -> dict[str, Any]:
         this module.
     """
     _finish_saving(opened)
-    if _problem(opened.directory / str(step)) is not None:
+    if integrity.problem_of(opened.directory / str(step)) is not None:
         steps = _whole_steps(opened)
         raise UserError(
             f"no checkpoint of step {step} in {opened.directory}; choose one of "
             f"the available steps: {', '.join(map(str, steps)) or 'none'}"
         )
-    meta = _meta(opened.directory / str(step))
+    meta = integrity.meta_of(opened.directory / str(step))
     if meta["format"] > FORMAT:
         raise UserError(
             f"{opened.directory / str(step)} has format {meta['format']} and this "

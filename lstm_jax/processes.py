@@ -176,7 +176,8 @@ def wait() -> None:
 @contextlib.contextmanager
 def leader_first() -> Iterator[None]:
     """The others do it when process 0 has, and find what it has left."""
-    jax.devices()  # now: it waits for the other processes, for two minutes
+    if several():
+        jax.devices()  # now: it waits for the others, and no longer than two minutes
     if not leads():
         wait()
     yield
