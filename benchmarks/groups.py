@@ -32,7 +32,7 @@ def run(
     last: Sequence[str] = (),
     environment: Callable[[int], Mapping[str, str]] = lambda number: {},
     flags: bool = True,
-    kill: tuple[int, float] | None = None,
+    kill: tuple[int, Callable[[], bool]] | None = None,
 ) -> list[Ended]:
     """Runs a program in several processes, each with one device of the processor.
 
@@ -44,7 +44,7 @@ def run(
       last: further arguments of the last process.
       environment: of a process, by its number, beside this one's.
       flags: whether the places are given by flags.
-      kill: the number of a process to kill and after how many seconds; None: nobody.
+      kill: the number of a process to kill, and whether the moment has come.
 
     Raises:
       TimeoutError: they hang.
@@ -87,7 +87,7 @@ def run(
         while len(seconds) < count:
             time.sleep(0.05)
             now = time.monotonic() - begun
-            if kill is not None and now > kill[1]:
+            if kill is not None and kill[1]():
                 if running[kill[0]].poll() is None:
                     running[kill[0]].send_signal(signal.SIGKILL)
                 kill = None
