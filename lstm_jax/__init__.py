@@ -12,7 +12,9 @@ from lstm_jax.cells import (
     lstm,
     simple_rnn,
 )
+from lstm_jax.parallel import min_gru, min_lstm
 from lstm_jax.unroll import unroll
+from lstm_jax.zoo import SLSTMCarry, indrnn, mgu, slstm
 
 if TYPE_CHECKING:
     from lstm_jax.training import fit
@@ -22,11 +24,17 @@ __all__ = [
     "HiddenCarry",
     "LSTMCarry",
     "Noise",
+    "SLSTMCarry",
     "fit",
     "gated",
     "gru",
+    "indrnn",
     "lstm",
+    "mgu",
+    "min_gru",
+    "min_lstm",
     "simple_rnn",
+    "slstm",
     "unroll",
 ]
 

@@ -1,8 +1,9 @@
-"""Cells by name: `lstm`, `gru(reset_after=False)`, `lstm(activation=relu)`.
+"""Cells by name: `lstm`, `gru(reset_after=False)`, `layer_norm(zoneout(lstm, 0.1))`.
 
 A small grammar, read with Python's parser and never evaluated: a cell's name, or a
 call of it with keywords, whose values are numbers, True, False, None, or the name of
-an activation or a type: each keyword has its own.
+an activation or a type: each keyword has its own. A combinator is a call with a cell,
+of `stack` several, and then its numbers, by place or by keyword.
 """
 
 import ast
@@ -14,14 +15,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import combinators
 from lstm_jax.cells import Cell, gru, lstm, simple_rnn
 from lstm_jax.errors import UserError
+from lstm_jax.parallel import min_gru, min_lstm
+from lstm_jax.zoo import indrnn, mgu, slstm
 
 CELLS: dict[str, Callable[..., Cell]] = {
-    "simple_rnn": simple_rnn,
-    "lstm": lstm,
-    "gru": gru,
+    cell.__name__: cell
+    for cell in (simple_rnn, lstm, gru, mgu, indrnn, slstm, min_gru, min_lstm)
 }
+# Those without a recurrent kernel [H, G * H], so without a way to begin one.
+_NO_RECURRENT_KERNEL = ("indrnn", "min_gru", "min_lstm")
+COMBINATORS: dict[str, Callable[..., Cell]] = {
+    name: getattr(combinators, name) for name in combinators.__all__
+}
+_WHOLE_NUMBERS = ("size", "heads")
 ACTIVATIONS: dict[str, Any] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -33,6 +42,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "activation": ACTIVATIONS,
     "gate_activation": ACTIVATIONS,
     "reset_after": {"True": True, "False": False},
+    "peephole": {"True": True, "False": False},
+    "coupled": {"True": True, "False": False},
     "recurrent_init": {"None": None},
     "dtype": {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "None": None},
 }
@@ -51,35 +62,70 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
     Raises:
       UserError: the text does not parse, or names what does not exist.
     """
-    form = 'write a cell as "lstm" or "gru(reset_after=False)"'
     text = text.strip()
     try:
         node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # of long texts
-        raise UserError(f"model.cell={text!r} does not parse: {form}") from None
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name) or call.args:
-        raise UserError(f"model.cell={text!r} is no cell with keywords: {form}")
-    name = call.func.id
-    if name not in CELLS:
-        raise UserError(f"unknown cell {name!r}: choose one of {', '.join(CELLS)}")
-    keywords = _keywords(CELLS[name])
-    if any(word.arg not in keywords for word in call.keywords):
-        raise UserError(f"model.cell={text!r}: {name} takes {', '.join(keywords)}")
-    names = [word.arg for word in call.keywords]
-    if len(set(names)) < len(names):
-        raise UserError(f"model.cell={text!r} gives a keyword twice")
-    options = {str(word.arg): _value(word, text) for word in call.keywords}
-    try:
-        return CELLS[name](hidden_size, **options)
+        return _cell(node, text, hidden_size)
+    except (SyntaxError, MemoryError, RecursionError):  # of long texts
+        raise UserError(f"model.cell={text!r} does not parse: {_FORM}") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"model.cell={text!r}: {error}") from None
 
 
-def _keywords(cell: Callable[..., Cell]) -> list[str]:
+_FORM = 'write a cell as "lstm", "gru(reset_after=False)" or "zoneout(lstm, 0.1)"'
+
+
+def _cell(node: ast.expr, text: str, hidden_size: int) -> Cell:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise UserError(f"model.cell={text!r} is no cell with keywords: {_FORM}")
+    name = call.func.id
+    names = [word.arg for word in call.keywords]
+    if len(set(names)) < len(names):
+        raise UserError(f"model.cell={text!r} gives a keyword twice")
+    if name in COMBINATORS:
+        return _combined(call, name, text, hidden_size)
+    if name not in CELLS:
+        known = ", ".join([*CELLS, *COMBINATORS])
+        raise UserError(f"unknown cell {name!r}: choose one of {known}")
+    if call.args:
+        raise UserError(f"model.cell={text!r} is no cell with keywords: {_FORM}")
+    keywords = _keywords(name)
+    if any(word not in keywords for word in names):
+        raise UserError(f"model.cell={text!r}: {name} takes {', '.join(keywords)}")
+    options = {str(word.arg): _value(word, text) for word in call.keywords}
+    return CELLS[name](hidden_size, **options)
+
+
+def _combined(call: ast.Call, name: str, text: str, hidden_size: int) -> Cell:
+    """A combinator's cells, and its numbers."""
+    first, *numbers = inspect.signature(COMBINATORS[name]).parameters.values()
+    several = first.kind is inspect.Parameter.VAR_POSITIONAL
+    cells = call.args if several else call.args[:1]
+    given = [
+        ast.keyword(parameter.name, value)
+        for parameter, value in zip(numbers, call.args[len(cells) :], strict=False)
+    ] + call.keywords
+    wanted = [parameter.name for parameter in numbers]
+    if (
+        not cells
+        or len(call.args) > len(cells) + len(wanted)
+        or sorted(str(word.arg) for word in given) != sorted(wanted)
+    ):
+        takes = ", ".join(["cell, ..." if several else "cell", *wanted])
+        raise UserError(f"model.cell={text!r}: write {name}({takes})")
+    inner = [_cell(cell, text, hidden_size) for cell in cells]
+    options = {str(word.arg): _value(word, text) for word in given}
+    return COMBINATORS[name](*inner, **options)
+
+
+def _keywords(name: str) -> list[str]:
     """The keywords of a cell that this grammar can write."""
-    own = list(inspect.signature(cell).parameters)[1:-1]
-    return [word for word in [*own, "recurrent_init", "dtype"] if word != "bias_init"]
+    own = list(inspect.signature(CELLS[name]).parameters)[1:-1]
+    shared = [] if name in _NO_RECURRENT_KERNEL else ["recurrent_init"]
+    return [word for word in [*own, *shared, "dtype"] if word != "bias_init"]
 
 
 def _value(word: ast.keyword, text: str) -> Any:
@@ -97,4 +143,8 @@ def _value(word: ast.keyword, text: str) -> Any:
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"model.cell={text!r}: {word.arg} is a number")
+    if word.arg in _WHOLE_NUMBERS:
+        if not number.is_integer():
+            raise UserError(f"model.cell={text!r}: {word.arg} is a whole number")
+        return int(number)
     return number

@@ -19,6 +19,10 @@ Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
 
 
+class CellSizeError(ValueError):
+    """A cell that cannot be made for these sizes."""
+
+
 class LSTMCarry(NamedTuple):
     """State of an LSTM: hidden state `h` and cell state `c`, each [B, H]."""
 
@@ -296,6 +300,8 @@ def lstm(
     gate_activation: Activation = jax.nn.sigmoid,
     forget_bias: float = 1.0,
     *,
+    peephole: bool = False,
+    coupled: bool = False,
     bias_init: Initializer = jax.nn.initializers.zeros,
     **options: Any,
 ) -> Cell:
@@ -310,33 +316,57 @@ def lstm(
       gate_activation: gate_act.
       forget_bias: what the forget block of `bias` starts at; the forward pass adds
         nothing to it.
+      peephole: i and f see p c besides, o sees p c'; the extra `peephole` has a vector
+        p [H] for each, which starts at zero.
+      coupled: i = 1 - f, and the gates are f, g, o.
       bias_init: initialiser of the other blocks of `bias`.
       **options: `kernel_init`, `recurrent_init`, `dtype` of `gated`.
 
     References:
       Hochreiter and Schmidhuber, Long short-term memory, Neural Computation 9
       (1997); forget gate: Gers, Schmidhuber and Cummins, Learning to forget,
-      Neural Computation 12 (2000).
+      Neural Computation 12 (2000); peepholes: Gers, Schraudolph and Schmidhuber,
+      Learning precise timing with LSTM recurrent networks, JMLR 3 (2002); coupled
+      gates: Greff et al., LSTM: a search space odyssey, arXiv:1503.04069 (2015).
     """
+    num_gates = 3 if coupled else 4
 
     def gates(
         extras: Params, carry: LSTMCarry, zx: Array, zh: Array
     ) -> tuple[LSTMCarry, Array]:
-        del extras
-        i, f, g, o = jnp.split(zx + zh, 4)
-        c = gate_activation(f) * carry.c + gate_activation(i) * activation(g)
-        h = gate_activation(o) * activation(c)
+        *i, f, g, o = jnp.split(zx + zh, num_gates)
+
+        def gate(z: Array, name: str, c: Array) -> Array:
+            return gate_activation(z + extras["peephole"][name] * c if peephole else z)
+
+        f = gate(f, "f", carry.c)
+        i = gate(i[0], "i", carry.c) if i else 1 - f
+        c = f * carry.c + i * activation(g)
+        h = gate(o, "o", c) * activation(c)
         return LSTMCarry(h, c), h
 
     def forget_bias_init(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
         bias = bias_init(key, shape)
-        return bias.at[hidden_size : 2 * hidden_size].set(forget_bias)
+        start = (num_gates - 3) * hidden_size
+        return bias.at[start : start + hidden_size].set(forget_bias)
+
+    def init_extra(key: PRNGKeyArray, input_size: int) -> Params:
+        del key, input_size
+        names = "fo" if coupled else "ifo"
+        return {"peephole": {name: jnp.zeros(hidden_size) for name in names}}
 
     cell = gated(
-        hidden_size, 4, gates, LSTMCarry, bias_init=forget_bias_init, **options
+        hidden_size,
+        num_gates,
+        gates,
+        LSTMCarry,
+        init_extra=init_extra if peephole else None,
+        bias_init=forget_bias_init,
+        **options,
     )
+    plain = not (peephole or coupled)
     fused = cast(Fused, cell.fused)
-    if activation is jnp.tanh and gate_activation is jax.nn.sigmoid:
+    if plain and activation is jnp.tanh and gate_activation is jax.nn.sigmoid:
         fused = fused._replace(lstm_gates=fused.gates)
     return cell._replace(fused=fused)
 

@@ -1,65 +1,394 @@
-"""Functions from cell to cell; each result keeps the fused path."""
+"""Functions from cell to cell; each result keeps the fused path.
+
+Those here draw nothing; `lstm_jax.dropouts` has those that do, under names of this
+module as well. They nest: `layer_norm(zoneout(lstm(8), 0.1))`. `residual`, `project`
+and `stack` change what a cell puts out after its loop and so stand outside of the
+others, which change a step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from lstm_jax.cells import Cell, Noise, Params, fused_step, recurrent_product
+from lstm_jax.cells import (
+    Cell,
+    CellSizeError,
+    Noise,
+    Params,
+    fused_step,
+    recurrent_product,
+)
+from lstm_jax.dropouts import drop_connect, gates_of, recurrent_dropout, zoneout
+from lstm_jax.unroll import unroll
+
+__all__ = [
+    "block_diagonal",
+    "clip",
+    "drop_connect",
+    "layer_norm",
+    "learned_initial_carry",
+    "project",
+    "recurrent_dropout",
+    "residual",
+    "stack",
+    "zoneout",
+]
+
+_EPSILON = 1e-6  # of layer_norm, in the variance
 
 
-def recurrent_dropout(cell: Cell, rate: float) -> Cell:
-    """Drops units of h on their way into the recurrent product, and nowhere else.
+def layer_norm(cell: Cell) -> Cell:
+    """Normalises both products over all gates of a row, each with a scale of its own.
 
-    One mask a sequence, the same at every step, drawn outside the loop over time;
-    without a key nothing is dropped.
-
-    >>> import jax, jax.numpy as jnp, lstm_jax as lj
-    >>> from lstm_jax.combinators import recurrent_dropout
-    >>> cell = recurrent_dropout(lj.lstm(hidden_size=8), 0.5)
-    >>> params = cell.init(jax.random.key(0), 3)
-    >>> carry, ys = lj.unroll(cell, params, jnp.ones((2, 5, 3)), key=jax.random.key(1))
+    The bias that the cell begins with is added after the norms, so that a forget bias
+    counts; `params["bias"]` itself, before the norm, begins at zero. The cell state is
+    not normalised.
 
     Args:
       cell: a cell made by `lstm_jax.gated`.
-      rate: share that is dropped, in [0, 1); the rest is scaled by 1 / (1 - rate).
 
     Raises:
-      ValueError: a rate outside [0, 1), or a cell without gates.
+      ValueError: a cell without gates.
 
     References:
-      Gal and Ghahramani, A theoretically grounded application of dropout in
-      recurrent neural networks, arXiv:1512.05287 (2016). One mask for all gates,
-      where Keras draws one for each.
+      Ba, Kiros and Hinton, Layer normalization, arXiv:1607.06450 (2016), eq. 20.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate must be in [0, 1), got {rate}")
-    inner = cell.fused
-    if inner is None:
-        raise ValueError("recurrent_dropout takes a cell made by gated")
+    inner = gates_of(cell, "layer_norm")
 
-    def inside(noise: Noise | None) -> Noise | None:
-        """What the cell itself drew."""
-        if noise is None or cell.noise is None:
-            return None
-        return noise._replace(sequence=noise.sequence[1])
+    def normalize(z: Float[Array, " G_H"]) -> Float[Array, " G_H"]:
+        z = z - jnp.mean(z)
+        return z * jax.lax.rsqrt(jnp.mean(jnp.square(z)) + _EPSILON)
 
-    def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Noise:
-        mask_key, inner_key = jax.random.split(key)
-        own = Noise()
-        if cell.noise is not None:
-            own = cell.noise(inner_key, params, batch_size, time)
-        h = cell.initial_carry(params, batch_size).h
-        kept = jax.random.bernoulli(mask_key, 1 - rate, h.shape)
-        mask = kept.astype(h.dtype) / (1 - rate)
-        return own._replace(sequence=(mask, own.sequence))
-
-    def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
-        dropped = h if noise is None else h * noise.sequence[0]
-        return recurrent_product(inner, params, dropped, inside(noise))
+    def init(key: PRNGKeyArray, input_size: int) -> Params:
+        params = cell.init(key, input_size)
+        bias = params["bias"]
+        norm = {"x": jnp.ones_like(bias), "h": jnp.ones_like(bias), "shift": bias}
+        return _with_extra(params, "layer_norm", norm) | {"bias": jnp.zeros_like(bias)}
 
     def gates(
-        extras: Params, carry: object, zx: Array, zh: Array, noise: Noise | None
-    ) -> tuple[object, object]:
-        return inner.gates(extras, carry, zx, zh, inside(noise))
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, PyTree]:
+        norm, extras = _without_extra(extras, "layer_norm")
+        zx = norm["x"] * normalize(zx) + norm["shift"]
+        zh = norm["h"] * normalize(zh)
+        return inner.gates(extras, carry, zx, zh, noise)
+
+    fused = inner._replace(gates=gates)
+    return cell._replace(init=init, step=fused_step(fused), fused=fused)
+
+
+def clip(cell: Cell, limit: float) -> Cell:
+    """Keeps every entry of the carry within [-limit, limit].
+
+    Where the cell's output is its new h, so it is here.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`.
+      limit: greater than 0.
+
+    Raises:
+      ValueError: another limit, or a cell without gates.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be greater than 0, got {limit}")
+    inner = gates_of(cell, "clip")
+
+    def gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, PyTree]:
+        new, y = inner.gates(extras, carry, zx, zh, noise)
+        clipped = jax.tree.map(lambda a: jnp.clip(a, -limit, limit), new)
+        return clipped, clipped.h if y is new.h else y
+
+    fused = inner._replace(gates=gates)
+    return cell._replace(step=fused_step(fused), fused=fused)
+
+
+def learned_initial_carry(cell: Cell) -> Cell:
+    """A cell whose initial carry, the same for all rows, is learnt; it starts as it is.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`.
+
+    Raises:
+      ValueError: a cell without gates.
+    """
+    inner = gates_of(cell, "learned_initial_carry")
+
+    def init(key: PRNGKeyArray, input_size: int) -> Params:
+        params = cell.init(key, input_size)
+        first = jax.tree.map(lambda a: a[0], cell.initial_carry(params, 1))
+        return _with_extra(params, "initial_carry", first)
+
+    def initial_carry(params: Params, batch_size: int) -> Any:
+        return jax.tree.map(
+            lambda a: jnp.broadcast_to(jnp.expand_dims(a, 0), (batch_size, *a.shape)),
+            params["initial_carry"],
+        )
+
+    def gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, PyTree]:
+        return inner.gates(
+            _without_extra(extras, "initial_carry")[1], carry, zx, zh, noise
+        )
+
+    fused = inner._replace(gates=gates)
+    return cell._replace(
+        init=init, initial_carry=initial_carry, step=fused_step(fused), fused=fused
+    )
+
+
+def block_diagonal(cell: Cell, heads: int) -> Cell:
+    """Units in heads of one size: h of a head feeds the gates of that head alone.
+
+    `recurrent_kernel` is [heads, H / heads, G * H / heads], each head's begun as the
+    cell begins its own. It costs 1 / heads of the recurrent product's operations.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`, with the usual recurrent product.
+      heads: a divisor of H.
+
+    Raises:
+      ValueError: a cell without gates or with a recurrent product of its own; when
+        `init` is called, heads that do not divide H.
+
+    References:
+      Beck et al., xLSTM: extended long short-term memory, arXiv:2405.04517 (2024),
+      section 2.2.
+    """
+    inner = gates_of(cell, "block_diagonal")
+    if inner.recurrent is not None:
+        raise ValueError("block_diagonal takes a cell with the usual recurrent product")
+
+    def init(key: PRNGKeyArray, input_size: int) -> Params:
+        params = cell.init(key, input_size)
+        kernel = params["recurrent_kernel"]
+        hidden, gates = kernel.shape[0], kernel.shape[1] // kernel.shape[0]
+        if heads < 1 or hidden % heads:
+            raise CellSizeError(f"heads={heads} must divide the {hidden} hidden units")
+        size = hidden // heads
+        # Of each gate's block the diagonal one.
+        blocks = kernel.reshape(heads, size, gates, heads, size)
+        own = jnp.stack([blocks[head, :, :, head] for head in range(heads)])
+        # As if the kernel had as few rows: the variance of a product is kept.
+        own = own * jnp.sqrt(jnp.asarray(heads, own.dtype))
+        return params | {"recurrent_kernel": own.reshape(heads, size, gates * size)}
+
+    def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
+        del noise
+        kernel = params["recurrent_kernel"]
+        operand = kernel.dtype if inner.dtype is None else inner.dtype
+        parts = h.reshape(h.shape[0], heads, kernel.shape[1])
+        z = jnp.einsum(
+            "bni,nio->bno",
+            parts.astype(operand),
+            kernel.astype(operand),
+            preferred_element_type=kernel.dtype,
+        )
+        # From heads of gates to gates of heads.
+        z = z.reshape(h.shape[0], heads, -1, kernel.shape[1])
+        return jnp.swapaxes(z, 1, 2).reshape(h.shape[0], -1)
+
+    fused = inner._replace(recurrent=recurrent)
+    return cell._replace(init=init, step=fused_step(fused), fused=fused)
+
+
+def project(cell: Cell, size: int) -> Cell:
+    """Outputs, and what feeds the recurrent product, projected to fewer numbers.
+
+    y = h P and zh = (h P) U with P [H, size] and U [size, G * H]; the carry holds h
+    before the projection.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated` that outputs h.
+      size: of the outputs, at most H.
+
+    Raises:
+      ValueError: a cell without gates or with a recurrent product of its own; when
+        `init` is called, another size.
+
+    References:
+      Sak, Senior and Beaufays, Long short-term memory recurrent neural network
+      architectures for large scale acoustic modeling, Interspeech 2014. Its state is
+      h P, which is the same network.
+    """
+    inner = gates_of(cell, "project")
+    if inner.recurrent is not None:
+        raise ValueError("project takes a cell with the usual recurrent product")
+
+    def init(key: PRNGKeyArray, input_size: int) -> Params:
+        own_key, inner_key = jax.random.split(key)
+        params = cell.init(inner_key, input_size)
+        kernel = params["recurrent_kernel"]
+        hidden = kernel.shape[0]
+        if not 1 <= size <= hidden:
+            raise CellSizeError(f"size={size} must be at least 1 and at most {hidden}")
+        projection = jax.nn.initializers.orthogonal()(own_key, (hidden, size))
+        params = params | {"recurrent_kernel": kernel[:size]}
+        return _with_extra(params, "projection", projection)
+
+    def projected(params: Params, h: Array) -> Array:
+        return jnp.matmul(h, params["projection"])
+
+    def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
+        return recurrent_product(inner, params, projected(params, h), noise)
+
+    def gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, PyTree]:
+        extras = _without_extra(extras, "projection")[1]
+        return inner.gates(extras, carry, zx, zh, noise)
 
     fused = inner._replace(gates=gates, recurrent=recurrent)
-    return cell._replace(step=fused_step(fused), noise=draw, fused=fused)
+    narrow = cell._replace(init=init, step=fused_step(fused), fused=fused)
+    return _after(narrow, lambda params, xs, ys: projected(params, ys))
+
+
+def residual(cell: Cell) -> Cell:
+    """Adds a step's input to its output, y + x: both of one size.
+
+    Args:
+      cell: any cell whose output is as wide as its input.
+
+    Raises:
+      CellSizeError: when it runs: it is not.
+
+    References:
+      He et al., Deep residual learning for image recognition, arXiv:1512.03385 (2015);
+      between the layers of an LSTM: Wu et al., arXiv:1609.08144 (2016).
+    """
+
+    def add(params: Params, xs: Array, ys: Array) -> Array:
+        if xs.shape != ys.shape:
+            raise CellSizeError(
+                f"residual adds {xs.shape[-1]} inputs to {ys.shape[-1]} outputs: they "
+                "must be as many"
+            )
+        return ys + xs.astype(ys.dtype)
+
+    return _after(cell, add)
+
+
+class StackCarry(NamedTuple):
+    """State of a stack: the carry of each layer."""
+
+    layers: tuple[Any, ...]
+
+
+def stack(*cells: Cell) -> Cell:
+    """Cells one after the other, as one cell: the outputs of one feed the next.
+
+    Its parameters are those of the cells, under the names "layer_0" and on.
+
+    Args:
+      *cells: one or more; the output of each but the last is one array [B, Y].
+
+    Raises:
+      ValueError: no cell.
+    """
+    if not cells:
+        raise ValueError("a stack has at least one cell")
+    names = [f"layer_{i}" for i in range(len(cells))]
+
+    def init(key: PRNGKeyArray, input_size: int) -> Params:
+        params, size = {}, input_size
+        keys = jax.random.split(key, len(cells))
+        for name, cell, own_key in zip(names, cells, keys, strict=True):
+            params[name] = cell.init(own_key, size)
+            size = _output_size(cell, params[name], size)
+        return params
+
+    def initial_carry(params: Params, batch_size: int) -> StackCarry:
+        return StackCarry(
+            tuple(
+                cell.initial_carry(params[name], batch_size)
+                for name, cell in zip(names, cells, strict=True)
+            )
+        )
+
+    def noise(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Noise:
+        keys = jax.random.split(key, len(cells))
+        drawn = [
+            Noise()
+            if cell.noise is None
+            else cell.noise(own_key, params[name], batch_size, time)
+            for name, cell, own_key in zip(names, cells, keys, strict=True)
+        ]
+        return Noise(*(tuple(kind) for kind in zip(*drawn, strict=True)))
+
+    def step(
+        params: Params, carry: StackCarry, x: Array, noise: Noise | None = None
+    ) -> tuple[StackCarry, PyTree]:
+        new = []
+        for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
+            drawn = ()
+            if noise is not None and cell.noise is not None:
+                drawn = (Noise(*(kind[i] for kind in noise)),)
+            state, x = cell.step(params[name], carry.layers[i], x, *drawn)
+            new.append(state)
+        return StackCarry(tuple(new)), x
+
+    def run(
+        params: Params, xs: Array, carry: StackCarry, *, key: Any, **options: Any
+    ) -> tuple[Any, ...]:
+        keys = [None] * len(cells)
+        if key is not None:
+            keys = list(jax.random.split(key, len(cells)))
+        last, every = [], []
+        for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
+            state, xs, *carries = unroll(
+                cell, params[name], xs, carry.layers[i], key=keys[i], **options
+            )
+            last.append(state)
+            every += carries
+        rest = (StackCarry(tuple(every)),) if options["return_carries"] else ()
+        return StackCarry(tuple(last)), xs, *rest
+
+    some = any(cell.noise is not None for cell in cells)
+    return Cell(init, initial_carry, step, noise if some else None, None, run)
+
+
+def _output_size(cell: Cell, params: Params, input_size: int) -> int:
+    def first(params: Params) -> PyTree:
+        x = jnp.zeros((1, input_size), jax.tree.leaves(params)[0].dtype)
+        return cell.step(params, cell.initial_carry(params, 1), x)[1]
+
+    y = jax.eval_shape(first, params)
+    if not hasattr(y, "shape") or len(y.shape) != 2:
+        raise ValueError(f"a cell of a stack must output an array [B, Y], got {y}")
+    return y.shape[1]
+
+
+def _after(cell: Cell, change: Callable[[Params, Array, Array], Array]) -> Cell:
+    """A cell whose outputs are changed, all steps at once: `change(params, xs, ys)`.
+
+    Where xs and ys are zero, as at masked steps, the change is too.
+    """
+
+    def step(
+        params: Params, carry: Any, x: Array, noise: Noise | None = None
+    ) -> tuple[Any, PyTree]:
+        drawn = () if noise is None else (noise,)
+        carry, y = cell.step(params, carry, x, *drawn)
+        return carry, change(params, x, y)
+
+    def run(params: Params, xs: Array, carry: Any, **options: Any) -> tuple[Any, ...]:
+        carry, ys, *carries = unroll(cell, params, xs, carry, **options)
+        return carry, change(params, xs, ys), *carries
+
+    return Cell(cell.init, cell.initial_carry, step, cell.noise, None, run)
+
+
+def _with_extra(params: Params, name: str, extra: PyTree) -> Params:
+    if name in params:
+        raise CellSizeError(f"the cell has parameters {name!r} already")
+    return params | {name: extra}
+
+
+def _without_extra(extras: Params, name: str) -> tuple[PyTree, Params]:
+    rest = {key: value for key, value in extras.items() if key != name}
+    return extras[name], rest

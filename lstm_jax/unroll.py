@@ -115,7 +115,7 @@ def unroll(
     noise = None
     if key is not None and cell.noise is not None:
         noise = lax.stop_gradient(cell.noise(key, params, batch, time))
-    resets = None if resets is None else _effective_resets(resets, valid, reverse)
+    resets = None if resets is None else effective_resets(resets, valid, reverse)
     inputs = Inputs(
         x=jnp.swapaxes(xs, 0, 1),
         valid=None if valid is None else valid.T,
@@ -205,7 +205,7 @@ def _on_rows(
     )
 
 
-def _effective_resets(
+def effective_resets(
     resets: Bool[Array, "B T"], valid: Bool[Array, "B T"] | None, reverse: bool
 ) -> Bool[Array, "B T"]:
     """At which steps the carry goes back to its initial value before the step."""

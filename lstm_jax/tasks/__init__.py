@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from lstm_jax.cells import CellSizeError
 from lstm_jax.config import Config, check_config, refuse_unread
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.classification import classification
@@ -48,4 +49,7 @@ def make_task(config: Config) -> Task:
         raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
     unread = set(config.data) - {"path", "tfds_dir", *_READ[config.task]}
     refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
-    return TASKS[config.task](config)
+    try:
+        return TASKS[config.task](config)
+    except CellSizeError as error:
+        raise UserError(f"model.cell={config.model.cell!r}: {error}") from None

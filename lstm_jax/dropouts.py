@@ -1,0 +1,210 @@
+"""Combinators that draw noise: once a sequence batch, outside of the loop over time.
+
+Without a key a cell is deterministic.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from lstm_jax.cells import Cell, Fused, Noise, Params, fused_step, recurrent_product
+
+
+def gates_of(cell: Cell, combinator: str) -> Fused:
+    """The gates that a combinator wraps.
+
+    Raises:
+      ValueError: the cell has none, or changes their output afterwards.
+    """
+    if cell.fused is None or cell.unroll is not None:
+        raise ValueError(
+            f"{combinator} takes a cell made by gated or by a combinator of one: "
+            "residual, project and stack stand outside of it"
+        )
+    return cell.fused
+
+
+def check_rate(rate: float) -> None:
+    """Raises a ValueError outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+
+
+def recurrent_dropout(cell: Cell, rate: float) -> Cell:
+    """Drops units of h on their way into the recurrent product, and nowhere else.
+
+    One mask a sequence, the same at every step.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax as lj
+    >>> from lstm_jax.combinators import recurrent_dropout
+    >>> cell = recurrent_dropout(lj.lstm(hidden_size=8), 0.5)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> carry, ys = lj.unroll(cell, params, jnp.ones((2, 5, 3)), key=jax.random.key(1))
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`.
+      rate: share that is dropped, in [0, 1); the rest is scaled by 1 / (1 - rate).
+
+    Raises:
+      ValueError: a rate outside [0, 1), or a cell without gates.
+
+    References:
+      Gal and Ghahramani, A theoretically grounded application of dropout in
+      recurrent neural networks, arXiv:1512.05287 (2016). One mask for all gates,
+      where Keras draws one for each.
+    """
+    check_rate(rate)
+    inner = gates_of(cell, "recurrent_dropout")
+
+    def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Array:
+        h = cell.initial_carry(params, batch_size).h
+        kept = jax.random.bernoulli(key, 1 - rate, h.shape)
+        return kept.astype(h.dtype) / (1 - rate)
+
+    def recurrent(
+        params: Params, h: Array, mask: Array | None, noise: Noise | None
+    ) -> Array:
+        dropped = h if mask is None else h * mask
+        return recurrent_product(inner, params, dropped, noise)
+
+    return _noisy(cell, inner, "sequence", draw, recurrent=recurrent)
+
+
+def drop_connect(cell: Cell, rate: float) -> Cell:
+    """Drops entries of the recurrent kernel, the same for all rows and steps.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`.
+      rate: share that is dropped, in [0, 1); the rest is scaled by 1 / (1 - rate).
+
+    Raises:
+      ValueError: a rate outside [0, 1), or a cell without gates.
+
+    References:
+      Wan et al., Regularization of neural networks using DropConnect, ICML 2013;
+      Merity, Keskar and Socher, Regularizing and optimizing LSTM language models,
+      arXiv:1708.02182 (2017).
+    """
+    check_rate(rate)
+    inner = gates_of(cell, "drop_connect")
+
+    def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Array:
+        kernel = params["recurrent_kernel"]
+        kept = jax.random.bernoulli(key, 1 - rate, kernel.shape)
+        return kept.astype(kernel.dtype) / (1 - rate)
+
+    def recurrent(
+        params: Params, h: Array, mask: Array | None, noise: Noise | None
+    ) -> Array:
+        kernel = params["recurrent_kernel"]
+        kernel = kernel if mask is None else kernel * mask
+        return recurrent_product(inner, params | {"recurrent_kernel": kernel}, h, noise)
+
+    return _noisy(cell, inner, "shared", draw, recurrent=recurrent)
+
+
+def zoneout(cell: Cell, rate: float) -> Cell:
+    """Keeps entries of the carry as they were, drawn for each row and step.
+
+    Without a key an entry is the expectation: rate times the old one, 1 - rate times
+    the new. Where the cell's output is its new h, so it is here.
+
+    Args:
+      cell: a cell made by `lstm_jax.gated`.
+      rate: share that is kept, in [0, 1), of every array of the carry.
+
+    Raises:
+      ValueError: a rate outside [0, 1), or a cell without gates.
+
+    References:
+      Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden
+      activations, arXiv:1606.01305 (2017).
+    """
+    check_rate(rate)
+    inner = gates_of(cell, "zoneout")
+    if rate == 0:
+        return cell
+
+    def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Any:
+        leaves, tree = jax.tree.flatten(cell.initial_carry(params, batch_size))
+        return jax.tree.unflatten(
+            tree,
+            [
+                jax.random.bernoulli(k, rate, (batch_size, time, *leaf.shape[1:]))
+                for k, leaf in zip(
+                    jax.random.split(key, len(leaves)), leaves, strict=True
+                )
+            ],
+        )
+
+    def gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, kept: Any, noise: Noise | None
+    ) -> tuple[Any, Any]:
+        new, y = inner.gates(extras, carry, zx, zh, noise)
+        if kept is None:
+            mixed = jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, carry, new)
+        else:
+            mixed = jax.tree.map(jnp.where, kept, carry, new)
+        return mixed, mixed.h if y is new.h else y
+
+    return _noisy(cell, inner, "step", draw, gates=gates)
+
+
+def _noisy(
+    cell: Cell,
+    inner: Fused,
+    kind: str,
+    draw: Callable[[PRNGKeyArray, Params, int, int], Any],
+    *,
+    gates: Callable[..., tuple[Any, Any]] | None = None,
+    recurrent: Callable[..., Array] | None = None,
+) -> Cell:
+    """A cell with noise of its own beside that of the cell it wraps.
+
+    Args:
+      cell: the wrapped cell.
+      inner: its gates.
+      kind: the field of `Noise` that the new noise is of.
+      draw: `draw(key, params, batch_size, time)`, as `Cell.noise`, of that field.
+      gates: the new gates; they get what was drawn, or None, before the noise.
+      recurrent: the new recurrent product; likewise.
+    """
+
+    def part(noise: Noise | None) -> tuple[Any, Noise | None]:
+        """What is drawn here, and what the wrapped cell drew."""
+        if noise is None:
+            return None, None
+        own, theirs = getattr(noise, kind)
+        return own, None if cell.noise is None else noise._replace(**{kind: theirs})
+
+    def new_noise(
+        key: PRNGKeyArray, params: Params, batch_size: int, time: int
+    ) -> Noise:
+        own_key, inner_key = jax.random.split(key)
+        noise = Noise()
+        if cell.noise is not None:
+            noise = cell.noise(inner_key, params, batch_size, time)
+        own = draw(own_key, params, batch_size, time)
+        return noise._replace(**{kind: (own, getattr(noise, kind))})
+
+    def new_gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, Any]:
+        own, theirs = part(noise)
+        if gates is None:
+            return inner.gates(extras, carry, zx, zh, theirs)
+        return gates(extras, carry, zx, zh, own, theirs)
+
+    def new_recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
+        own, theirs = part(noise)
+        if recurrent is None:
+            return recurrent_product(inner, params, h, theirs)
+        return recurrent(params, h, own, theirs)
+
+    fused = inner._replace(gates=new_gates)
+    if recurrent is not None or inner.recurrent is not None:
+        fused = fused._replace(recurrent=new_recurrent)
+    return cell._replace(step=fused_step(fused), noise=new_noise, fused=fused)
