@@ -23,7 +23,7 @@ _MINUTE = 60.0
 
 
 class Moment(NamedTuple):
-    """So many seconds after so many rows are written."""
+    """So many seconds after all have met and so many rows are written."""
 
     rows: int
     seconds: float
@@ -55,17 +55,21 @@ def train(count: int, folder: Path, kill: tuple[int, Moment] | None) -> list[End
     if kill is None:
         return groups.run(count, arguments, folder / "said")
     number, moment = kill
-    ready = come(moment, folder / "run")
+    ready = come(moment, folder)
     return groups.run(count, arguments, folder / "said", kill=(number, ready))
 
 
-def come(moment: Moment, workdir: Path) -> Callable[[], bool]:
+def come(moment: Moment, folder: Path) -> Callable[[], bool]:
     """Makes a function that tells whether the moment has come."""
     since: list[float] = []
 
     def ready() -> bool:
-        if not since and len(reporting.read_metrics(workdir)) >= moment.rows:
-            since.append(time.monotonic())
+        # The summary is printed when all have met.
+        met = (folder / "said" / "0.out").stat().st_size > 0
+        if not since and met:
+            rows = reporting.read_metrics(folder / "run")
+            if len(rows) >= moment.rows:
+                since.append(time.monotonic())
         return bool(since) and time.monotonic() - since[0] >= moment.seconds
 
     return ready

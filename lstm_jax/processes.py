@@ -37,6 +37,10 @@ _SIGNS = {
     "OMPI_COMM_WORLD_SIZE": "1",
     "JAX_COORDINATOR_ADDRESS": "",
 }
+_ALONE = (
+    f"not all processes came within {_CONNECT} seconds: start all of them, each with "
+    "its own --process_id and a --coordinator=HOST:PORT that all of them reach"
+)
 _LOST = "{}; start all processes again, and the run goes on"
 # Copies what a process writes to stderr, to its end.
 _RELAY = """
@@ -92,20 +96,23 @@ def start(coordinator: str | None, count: int | None, number: int | None) -> Non
         )
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator={coordinator} must be HOST:PORT")
+    # The runtime would abort with a long report.
+    alarm = threading.Timer(_CONNECT, _end, (_ALONE, 2))
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             number,
-            initialization_timeout=_CONNECT,
+            initialization_timeout=2 * _CONNECT,
             heartbeat_timeout_seconds=_RUNTIME_SILENCE,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot join the other processes ({reason}): start all of them within "
-            f"{_CONNECT} seconds, with a --coordinator=HOST:PORT that all of them reach"
-        ) from None
+        raise UserError(f"cannot join the other processes: {reason}") from None
+    finally:
+        alarm.cancel()
     if not leads():
         _relay_errors()
     threading.Thread(target=_watch, daemon=True).start()
@@ -196,6 +203,11 @@ def finish() -> None:
         wait()
         _ended.set()
         jax.distributed.shutdown()
+
+
+def _end(message: str, code: int) -> NoReturn:
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:
