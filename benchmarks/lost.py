@@ -37,7 +37,7 @@ ARGUMENTS = (
     "--config.report.every=100",
     "--config.report.evaluate_every=300",
     "--config.checkpoint.every=100",
-    "--config.devices.divide_params=True",
+    "--config.devices.fsdp=True",
 )
 
 
@@ -97,7 +97,7 @@ def trial(
     unclear = [
         process.err[-2000:]
         for process in others
-        if process.code == 0 or "lost" not in first_error(process)
+        if process.code == 0 or not is_clear(first_line(process))
     ]
     if row["delay"] > _MINUTE or unclear:
         row["wrong"] = f"after {row['delay']:.0f} s: {unclear}"
@@ -109,10 +109,16 @@ def trial(
     return row
 
 
-def first_error(process: Ended) -> str:
-    """The first line that is neither progress nor of a library."""
-    lines = process.err.splitlines()
-    return next((line for line in lines if line.startswith("error: ")), "")
+def first_line(process: Ended) -> str:
+    """The first line that is not progress."""
+    progress = ("step ", "  windows", "going on", "[Gloo]")
+    lines = [line for line in process.err.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(progress)), "")
+
+
+def is_clear(line: str) -> bool:
+    """Whether a line says what has happened."""
+    return line.startswith("error: ") and "lost" in line
 
 
 def main() -> None:
