@@ -71,7 +71,8 @@ def main() -> None:
     if EXPLAIN_ENGINE.value:
         with jax.set_mesh(devices.make_mesh(count, batch_size, stored)):
             for line in explain.explain_task(task, batch_size):
-                print(line, flush=True)
+                if processes.leads():
+                    print(line, flush=True)
         return
     result = fit(CONFIG.value, task, workdir, INIT_FROM.value)
     if processes.leads():

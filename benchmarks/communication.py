@@ -34,13 +34,13 @@ def loopback_bytes() -> int:
     raise RuntimeError(f"no loopback device in {_COUNTERS}")
 
 
-def measure(time: int, divide_params: bool) -> dict[str, float]:
+def measure(time: int, fsdp: bool) -> dict[str, float]:
     """Bytes a step and process; run by all of them at once."""
     work = WORKS["S2 imdb_lstm"]._replace(time=time, batch=16, steps=1)
     task, _ = make_task(work)
     stepping = steps.Stepping(task, optax.adam(1e-3), work.batch)
     keys = steps.make_keys(0)
-    mesh = devices.make_mesh(0, work.batch, divide_params=divide_params)
+    mesh = devices.make_mesh(0, work.batch, fsdp=fsdp)
     with jax.set_mesh(mesh):
         init = functools.partial(steps.init_state, stepping)
         state = jax.eval_shape(init, keys)
@@ -62,7 +62,7 @@ def measure(time: int, divide_params: bool) -> dict[str, float]:
     return {
         "processes": number,
         "time": time,
-        "divided": divide_params,
+        "divided": fsdp,
         "parameters": sum(sizes),
         "held": sum(
             size // number if part else size
@@ -73,9 +73,9 @@ def measure(time: int, divide_params: bool) -> dict[str, float]:
     }
 
 
-def run_group(count: int, time: int, divide_params: bool, logs: Path) -> Row:
+def run_group(count: int, time: int, fsdp: bool, logs: Path) -> Row:
     """`measure` in that many processes."""
-    arguments = [f"--time={time}", f"--divide={int(divide_params)}"]
+    arguments = [f"--time={time}", f"--divide={int(fsdp)}"]
     program = ("-m", "benchmarks.communication")
     ended = groups.run(count, arguments, logs, program=program)
     if any(process.code for process in ended):

@@ -23,7 +23,7 @@ _MINUTE = 60.0
 
 
 class Moment(NamedTuple):
-    """So many seconds after so many rows are written."""
+    """So many seconds after all have met and so many rows are written."""
 
     rows: int
     seconds: float
@@ -37,7 +37,7 @@ ARGUMENTS = (
     "--config.report.every=100",
     "--config.report.evaluate_every=300",
     "--config.checkpoint.every=100",
-    "--config.devices.divide_params=True",
+    "--config.devices.fsdp=True",
 )
 
 
@@ -55,17 +55,21 @@ def train(count: int, folder: Path, kill: tuple[int, Moment] | None) -> list[End
     if kill is None:
         return groups.run(count, arguments, folder / "said")
     number, moment = kill
-    ready = come(moment, folder / "run")
+    ready = come(moment, folder)
     return groups.run(count, arguments, folder / "said", kill=(number, ready))
 
 
-def come(moment: Moment, workdir: Path) -> Callable[[], bool]:
+def come(moment: Moment, folder: Path) -> Callable[[], bool]:
     """Makes a function that tells whether the moment has come."""
     since: list[float] = []
 
     def ready() -> bool:
-        if not since and len(reporting.read_metrics(workdir)) >= moment.rows:
-            since.append(time.monotonic())
+        # The summary is printed when all have met.
+        met = (folder / "said" / "0.out").stat().st_size > 0
+        if not since and met:
+            rows = reporting.read_metrics(folder / "run")
+            if len(rows) >= moment.rows:
+                since.append(time.monotonic())
         return bool(since) and time.monotonic() - since[0] >= moment.seconds
 
     return ready
@@ -93,7 +97,7 @@ def trial(
     unclear = [
         process.err[-2000:]
         for process in others
-        if process.code == 0 or "lost" not in first_error(process)
+        if process.code == 0 or not is_clear(first_line(process))
     ]
     if row["delay"] > _MINUTE or unclear:
         row["wrong"] = f"after {row['delay']:.0f} s: {unclear}"
@@ -105,10 +109,16 @@ def trial(
     return row
 
 
-def first_error(process: Ended) -> str:
-    """The first line that is neither progress nor of a library."""
-    lines = process.err.splitlines()
-    return next((line for line in lines if line.startswith("error: ")), "")
+def first_line(process: Ended) -> str:
+    """The first line that is not progress."""
+    progress = ("step ", "  windows", "going on", "[Gloo]")
+    lines = [line for line in process.err.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(progress)), "")
+
+
+def is_clear(line: str) -> bool:
+    """Whether a line says what has happened."""
+    return line.startswith("error: ") and "lost" in line
 
 
 def main() -> None:

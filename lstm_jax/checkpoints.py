@@ -139,6 +139,14 @@ def _one_line(directory: Path) -> Iterator[None]:
         ) from None
 
 
+def version() -> str:
+    """The version of lstm_jax."""
+    try:
+        return importlib.metadata.version("lstm_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     """Starts to save a checkpoint; the writing goes on in the background.
 
@@ -153,12 +161,8 @@ def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) ->
     Raises:
       ValueError: If a checkpoint of this step or a later one exists.
     """
-    try:
-        version = importlib.metadata.version("lstm_jax")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     # The round trip copies: the caller may change `meta` before it is written.
-    meta = json.loads(json.dumps({**meta, "format": FORMAT, "version": version}))
+    meta = json.loads(json.dumps({**meta, "format": FORMAT, "version": version()}))
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(_fields(state)))
     manager = opened.manager
     assert manager is not None

@@ -88,22 +88,6 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
             processes.finish()
-        except UserError as error:
-            if processes.several():
-                processes.fail(str(error), 2)
-            _stop(str(error))
-        except (MemoryError, RuntimeError) as error:
-            # XLA has no exception of its own for it.
-            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(
-                error
-            ):
-                raise
-            _stop(
-                "not enough memory: lower batch_size, data.length or the sizes of the "
-                f"model ({str(error)[:200]})"
-            )
-        except flags.IllegalFlagValueError as error:
-            _stop(f"{error}: does the file's get_config return a config?")
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # Ctrl-C before it trains, or twice
                 error = Interrupted(signal.SIGINT)
@@ -120,15 +104,41 @@ def run(main: Callable[[], None]) -> None:
             # the interpreter is taken down under it.
             os._exit(128 + number)
         except Exception as error:
-            if not processes.several():
+            line = _line_of(error)
+            if processes.several():
+                _end_all(error, line)
+            if line is None:
                 raise
-            reason = " ".join(str(error).split())
-            if "Gloo" in reason or "coordination" in reason:
-                processes.lost(f"a process is lost ({reason[:200]})")
-            traceback.print_exc()
-            processes.fail(f"{type(error).__name__}: {reason[:200]}", 1)
+            _stop(line)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _line_of(error: Exception) -> str | None:
+    """What a person can mend, in a line; None: a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, flags.IllegalFlagValueError):
+        return f"{error}: does the file's get_config return a config?"
+    # XLA has no exception of its own for it.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "not enough memory: lower batch_size, data.length or the sizes of the "
+            f"model ({str(error)[:200]})"
+        )
+    return None
+
+
+def _end_all(error: Exception, line: str | None) -> NoReturn:
+    """Ends this process and the others, which wait for it."""
+    if line is not None:
+        processes.fail(_one_line(line), 2)
+    reason = _one_line(str(error))[:200]
+    # What a collective raises where the connection to another process is gone.
+    if "Gloo" in reason or "coordination" in reason:
+        processes.connection_lost(f"a process is lost ({reason})")
+    traceback.print_exc()
+    processes.fail(f"{type(error).__name__}: {reason}", 1)
 
 
 def _show_unless_unwritable(error: threading.ExceptHookArgs) -> None:
@@ -154,7 +164,10 @@ def ask(prompt: str, answer: Callable[[str], None]) -> None:
 
 
 def _stop(message: str) -> NoReturn:
-    # Some libraries quote their own quotes and line ends.
-    line = " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {_one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+    # Some libraries quote their own quotes and line ends.
+    return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())

@@ -87,7 +87,7 @@ def base_config() -> Config:
     # divide it evenly and leave each 16 rows.
     config.devices.count = 0
     # Divide parameters and optimizer state over them too, to save memory.
-    config.devices.divide_params = False
+    config.devices.fsdp = False
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps; also saved at the end, and of each epoch

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from lstm_jax import processes
 from lstm_jax.errors import UserError
 from lstm_jax.sharding import PARAMS, ROWS
 
@@ -86,9 +87,7 @@ def use_cpus(count: int, batch_size: int, processes: int = 1) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def make_mesh(
-    count: int, batch_size: int, stored: int = 0, divide_params: bool = False
-) -> Mesh:
+def make_mesh(count: int, batch_size: int, stored: int = 0, fsdp: bool = False) -> Mesh:
     """The devices of a run; its batch is divided over them.
 
     Args:
@@ -97,7 +96,7 @@ def make_mesh(
       batch_size: rows of a batch.
       stored: the devices that the run was on before; 0: it begins. Where there are not
         so many now, a line on stderr says so.
-      divide_params: whether the parameters are divided as well, see
+      fsdp: whether the parameters are divided as well, see
         `lstm_jax.sharding`.
 
     Raises:
@@ -130,7 +129,7 @@ def make_mesh(
         if not count:
             _warn_of_others(stored)
     count = count or automatic_count(batch_size, len(devices))
-    axes = {ROWS: count} | ({PARAMS: 1} if divide_params else {})
+    axes = {ROWS: count} | ({PARAMS: 1} if fsdp else {})
     return jax.make_mesh(
         tuple(axes.values()),
         tuple(axes),
@@ -140,6 +139,8 @@ def make_mesh(
 
 
 def _warn_of_others(stored: int) -> None:
+    if not processes.leads():
+        return
     print(
         f"this run was on {stored} devices and goes on with others: the same up to "
         "rounding",

@@ -58,7 +58,11 @@ def find(
       None where all steps up to `last` are finite.
     """
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    whole = jax.jit(sharding.replicate)
+    whole = jax.jit(
+        lambda keys, *trees: sharding.replicate(
+            (jax.tree.map(jax.random.key_data, keys), *trees)
+        )
+    )
     is_finite, per_epoch = jax.jit(steps.is_finite), _per_epoch(stepping)
     schedule = jax.jit(lambda step: steps.schedule(stepping, keys, step // per_epoch))
     buckets = np.zeros(per_epoch, np.int32)
@@ -70,10 +74,11 @@ def find(
         state = run(state, examples[bucket], np.int32(bucket), np.int32(1))
         if not is_finite(state):
             # Each process explains it alone, by what all have.
-            seen = jax.device_get(whole((before, examples[bucket])))
+            seen = jax.device_get(whole(keys, before, examples[bucket]))
             with jax.set_mesh(devices.own_mesh(stepping.batch_size)):
-                before, seen = jax.tree.map(jnp.asarray, seen)
-                return _explain(stepping, keys, before, seen, bucket)
+                data, before, batch_of = jax.tree.map(jnp.asarray, seen)
+                keys = jax.tree.map(jax.random.wrap_key_data, data)
+                return _explain(stepping, keys, before, batch_of, bucket)
     return None
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lstm_jax import manifest
+from lstm_jax import manifest, processes
 from lstm_jax.errors import UserError
 
 # Of a folder that was checkpoint 40 and is damaged: damaged-40.
@@ -89,7 +89,9 @@ def meta_of(folder: Path) -> Any:
 @functools.cache  # once, however often it is met
 def report_damaged(folder: Path, problem: str) -> None:
     """Says on stderr that a checkpoint is not used."""
-    print(f"checkpoint {folder} is damaged ({problem}) and not used", file=sys.stderr)
+    if processes.leads():
+        line = f"checkpoint {folder} is damaged ({problem}) and not used"
+        print(line, file=sys.stderr)
 
 
 def _set_aside(folder: Path) -> None:

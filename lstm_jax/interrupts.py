@@ -51,11 +51,12 @@ def noted() -> Iterator[Callable[[], int | None]]:
 
 @contextlib.contextmanager
 def _forwarded() -> Iterator[None]:
-    """Ctrl-C is SIGTERM, of which jax tells all processes."""
+    """The first Ctrl-C is SIGTERM, of which jax tells all processes."""
     before = signal.getsignal(signal.SIGINT)
 
     def forward(number: int, frame: Any) -> None:
-        os.write(2, b"ends after the steps under way\n")
+        signal.signal(signal.SIGINT, before)
+        os.write(2, b"ends after the steps under way; once more: at once\n")
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGINT, forward)

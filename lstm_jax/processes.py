@@ -10,9 +10,12 @@ is quicker than any thread: what it reports is read by `_RELAY`, which says it f
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -21,14 +24,16 @@ from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # its client has no public name; Orbax uses it too
+from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
 from jax.experimental import multihost_utils
 
 from lstm_jax.errors import UserError
 
 # Seconds without a sign of a process until it is taken for lost; the runtime's own,
 # which count from a sign that may be half as old already.
-_SILENCE, _RUNTIME_SILENCE = 10, 30
+_SILENCE, _RUNTIME_SILENCE = 30, 90
 _PERIOD = 1.0  # seconds from sign to sign
+_PATIENCE = 5  # seconds of waiting until it says so
 _CONNECT = 120  # seconds until all have to be there
 _EVER = 10**9  # milliseconds to wait for what a lost process would keep waiting
 # What a scheduler sets, and its value where it began one process alone.
@@ -37,6 +42,10 @@ _SIGNS = {
     "OMPI_COMM_WORLD_SIZE": "1",
     "JAX_COORDINATOR_ADDRESS": "",
 }
+_ALONE = (
+    f"not all processes came within {_CONNECT} seconds: start all of them, each with "
+    "its own --process_id and a --coordinator=HOST:PORT that all of them reach"
+)
 _LOST = "{}; start all processes again, and the run goes on"
 # Copies what a process writes to stderr, to its end.
 _RELAY = """
@@ -52,7 +61,9 @@ for line in sys.stdin.buffer:
 """
 _ALIVE, _FAILED = "lstm_jax/alive/", "lstm_jax/failed/"
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _turns = itertools.count()  # all processes meet at the same places in the same order
+_questions = itertools.count(1)  # jax says yes at the first, if nobody has asked before
 _ended = threading.Event()
 _last_words = threading.Lock()
 
@@ -61,10 +72,12 @@ def expected() -> bool:
     """Whether the scheduler that began this process began others with it."""
     if any(os.environ.get(name, one) != one for name, one in _SIGNS.items()):
         return True
-    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    # A pod or one host of it: jax asks the metadata server.
+    if running_in_cloud_tpu_vm:
         return True
-    # A pod of an indexed job.
-    return {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    # A pod of an indexed job, where jax can ask for the others.
+    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    return indexed and importlib.util.find_spec("kubernetes") is not None
 
 
 def start(coordinator: str | None, count: int | None, number: int | None) -> None:
@@ -92,23 +105,51 @@ def start(coordinator: str | None, count: int | None, number: int | None) -> Non
         )
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator={coordinator} must be HOST:PORT")
+    if coordinator is not None and number == 0:
+        _check_port(int(coordinator.rpartition(":")[2]))
+    waits = b"waiting for the other processes\n"
+    timers = [
+        threading.Timer(_PATIENCE, os.write, (2, waits)),
+        # The runtime would abort with a long report.
+        threading.Timer(_CONNECT, _end, (_ALONE, 2)),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    # A handler in Python would not run before they have met.
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             number,
-            initialization_timeout=_CONNECT,
+            initialization_timeout=2 * _CONNECT,
             heartbeat_timeout_seconds=_RUNTIME_SILENCE,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot join the other processes ({reason}): start all of them within "
-            f"{_CONNECT} seconds, with a --coordinator=HOST:PORT that all of them reach"
-        ) from None
+        raise UserError(f"cannot join the other processes: {reason}") from None
+    finally:
+        for timer in timers:
+            timer.cancel()
+        # Not SIGTERM's: jax has its own from here on.
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
     if not leads():
         _relay_errors()
     threading.Thread(target=_watch, daemon=True).start()
+
+
+def _check_port(port: int) -> None:
+    """Refuses one that is in use: the runtime would crash."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"cannot listen at port {port} of --coordinator ({error}): name "
+                "another one to all processes"
+            ) from None
 
 
 def _relay_errors() -> None:
@@ -187,7 +228,7 @@ def leader_first() -> Iterator[None]:
 
 def stop_agreed() -> bool:
     """Whether a process got SIGTERM and all are to end here; all ask in turn."""
-    return multihost_utils.reached_preemption_sync_point(next(_turns))
+    return multihost_utils.reached_preemption_sync_point(next(_questions))
 
 
 def finish() -> None:
@@ -198,16 +239,22 @@ def finish() -> None:
         jax.distributed.shutdown()
 
 
+def _end(message: str, code: int) -> NoReturn:
+    """Ends this process and tells nobody."""
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(code)
+
+
 def fail(message: str, code: int) -> NoReturn:
-    """Ends this process, of several, with a line; the others read it and end too."""
+    """Ends this process, of several, with a line; the others end with the same."""
     with _last_words:  # and not those of the watching thread after them
         os.write(2, f"error: {message}\n".encode())
         _ended.set()
-        client = distributed.global_state.client
+        state = distributed.global_state
         with contextlib.suppress(RuntimeError):  # the coordinator may be what is lost
-            if client is not None:
-                client.key_value_set(
-                    f"{_FAILED}{distributed.global_state.process_id}", message
+            if state.client is not None:
+                state.client.key_value_set(
+                    f"{_FAILED}{state.process_id}", json.dumps([message, code])
                 )
         if leads():
             time.sleep(3 * _PERIOD)  # with this process the coordinator goes
@@ -218,6 +265,12 @@ def fail(message: str, code: int) -> NoReturn:
 def lost(reason: str) -> NoReturn:
     """Ends this process, as another one is lost."""
     fail(_LOST.format(reason), 1)
+
+
+def connection_lost(reason: str) -> NoReturn:
+    """As `lost`, unless the other one has said why it ended."""
+    time.sleep(3 * _PERIOD)  # in which the watching thread reads it
+    lost(reason)
 
 
 def _watch() -> None:
@@ -235,9 +288,10 @@ def _watch() -> None:
             if not _ended.is_set():
                 lost("process 0, where all meet, is lost")
             return
-        for name, message in failed:
+        for name, said in failed:
             if not _ended.is_set():
-                lost(f"process {name.removeprefix(_FAILED)} ended ({message})")
+                message, code = json.loads(said)
+                _end(f"process {name.removeprefix(_FAILED)}: {message}", code)
         now = time.monotonic()
         for number in range(state.num_processes):
             sign = signs.get(f"{_ALIVE}{number}", "")

@@ -82,15 +82,17 @@ def param_specs(params: PyTree) -> PyTree:
     """How parameters, or what is shaped like them, are divided over the devices.
 
     Along their longest axis of those that the number of devices divides, of equal ones
-    the first; not at all what is small, or where the context has no axis `PARAMS`.
+    the first; not at all vectors, what is small, or where the context has no axis
+    `PARAMS`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     divided = PARAMS in mesh.axis_names
 
     def spec(array: Any) -> PartitionSpec:
-        if not divided or math.prod(array.shape) < _LEAST_ENTRIES:
+        shape = array.shape
+        if not divided or len(shape) < 2 or math.prod(shape) < _LEAST_ENTRIES:
             return Rows().none
-        sizes = [n if n % mesh.shape[ROWS] == 0 else 0 for n in array.shape]
+        sizes = [n if n % mesh.shape[ROWS] == 0 else 0 for n in shape]
         if not any(sizes):
             return Rows().none
         return PartitionSpec(*[None] * sizes.index(max(sizes)), ROWS)

@@ -61,12 +61,17 @@ def fit(
       UserError: the config is no use, or `workdir` holds another run.
     """
     check_config(config)
+    if jax.process_count() != processes.count():
+        raise UserError(
+            f"{jax.process_count()} processes have the devices and have not joined: "
+            "start train.py with --distributed, or call jax.distributed.initialize"
+        )
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
     mesh = devices.make_mesh(
         config.devices.count,
         config.batch_size,
         workdirs.stored_count(workdir),
-        config.devices.divide_params,
+        config.devices.fsdp,
     )
     config = config.copy_and_resolve_references()
     config.devices.count = mesh.size
@@ -127,7 +132,7 @@ def _fit(
             checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best)
         )
 
-        def fresh() -> TrainState:
+        def fresh(source: Any) -> TrainState:
             state = steps.init_state(stepping, steps.make_keys(config.seed))
             if source is None:
                 return state
@@ -138,7 +143,8 @@ def _fit(
         def begin() -> tuple[TrainState, dict[str, Any]]:
             step = processes.from_leader(checkpoints.latest_step(opened))
             if step is None:
-                return jax.jit(fresh, out_shardings=places)(), {"seconds": 0.0}
+                state = jax.jit(fresh, out_shardings=places)(sharding.put(source))
+                return state, {"seconds": 0.0}
             wanted = jax.tree.map(
                 lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
                 abstract,
@@ -377,6 +383,7 @@ def _where_not_finite(
         path = workdir / "not_finite.json"
         if processes.leads():
             reporting.write_file(path, json.dumps(found._asdict()) + "\n")
+        processes.wait()  # none ends while another still writes
         places = ((found.row, "row"), (found.time, "time"))
         at = [f"{name} {place}" for place, name in places if place is not None]
         where = ", ".join([found.where, *at])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from lstm_jax import checkpoints
+from lstm_jax import checkpoints, processes
 from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
@@ -69,7 +69,13 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
 
 def digest(config: Config, files: Mapping[str, str]) -> str:
     """A hash of what makes a run, to tell whether another process has the same."""
-    content = json.dumps([_text(config), sorted(files.items())])
+    fields = {
+        name: value
+        for name, value in flatten(config.to_dict()).items()
+        if not name.startswith(FREE)
+    }
+    versions = jax.__version__, checkpoints.version()
+    content = json.dumps([fields, sorted(files.items()), versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -210,7 +216,8 @@ def load_source(init_from: str | Path, workdir: Path) -> Params | None:
         return None
     config = read_config(init_from)
     step = answering_step(init_from, config.checkpoint.best or None)
-    print(f"starting from step {step} of {init_from}")
+    if processes.leads():
+        print(f"starting from step {step} of {init_from}")
     return load_params(init_from, step)
 
 
@@ -230,7 +237,7 @@ def matching_params(source: Params, params: Params) -> Params:
         return found
 
     taken = jax.tree_util.tree_map_with_path(take, params)
-    if kept:
+    if kept and processes.leads():
         print(f"not there in this shape, begun anew: {', '.join(kept)}")
     return taken
 

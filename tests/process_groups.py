@@ -7,38 +7,43 @@ from typing import Any
 from benchmarks import groups
 from benchmarks.groups import Ended
 
-# Runs train.py in process N, which KILLED where MOMENT says; process N itself dies
-# there, the others go on. At "idle" the others wait for nothing but the time.
+# Runs train.py; process NUMBER has an accident where MOMENT says. At "idle" the others
+# wait for nothing but the time.
 DRIVER = """
 import os, runpy, signal, sys, time
 
+from jax._src import distributed
 from lstm_jax import processes, training
 
 number, moment = int(sys.argv.pop(1)), sys.argv.pop(1)
 sys.argv[0] = "train.py"
-calls = []
+# What is called at a moment, the how manieth time, and what happens there.
+name, call, accident = {
+    "collective": ("fetch", 3, signal.SIGKILL),
+    "evaluation": ("_evaluate", 2, signal.SIGKILL),
+    "idle": ("_same_bucket", 3, signal.SIGKILL),
+    "asked": ("_same_bucket", 3, signal.SIGTERM),
+    "asked early": ("_programs", 1, signal.SIGTERM),
+    "raises": ("_evaluate", 2, RuntimeError("on purpose")),
+    "memory": ("_evaluate", 2, MemoryError("on purpose")),
+}[moment]
+original, calls = getattr(training, name), []
 
 
-def at(name, own, original):
-    def wrapped(*args, **options):
-        from jax._src import distributed
-        calls.append(name)
-        here = distributed.global_state.process_id == number
-        if name == moment and calls.count(name) == 3:
-            if here:
-                os.kill(os.getpid(), own)
-            elif moment == "idle":
-                time.sleep(90)
-        return original(*args, **options)
-
-    return wrapped
+def wrapped(*args, **options):
+    calls.append(name)
+    if len(calls) == call:
+        if distributed.global_state.process_id != number:
+            time.sleep(90 if moment == "idle" else 0)
+        elif isinstance(accident, Exception):
+            raise accident
+        else:
+            os.kill(os.getpid(), accident)
+            time.sleep(3)  # jax looks for signals once a second
+    return original(*args, **options)
 
 
-own = signal.SIGTERM if moment == "asked" else signal.SIGKILL
-training._evaluate = at("evaluation", own, training._evaluate)
-training._same_bucket = at("idle", own, training._same_bucket)
-training._same_bucket = at("asked", own, training._same_bucket)
-training.fetch = at("collective", own, training.fetch)
+setattr(training, name, wrapped)
 runpy.run_path("train.py", run_name="__main__")
 """
 
@@ -59,7 +64,8 @@ def run_group(
       workdir: of the run.
       cache: folder of compiled programs.
       fields: of the config.
-      killed: the number of the process that is killed, and a moment of `DRIVER`.
+      killed: the number of the process that has an accident, and a moment of
+        `DRIVER`.
       last: further arguments of the last process.
       scheduler: the environment of a process by its number, in place of flags.
     """

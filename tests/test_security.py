@@ -17,6 +17,7 @@ MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "she
 MODULES |= {"subprocess", "ctypes", "code", "runpy"}
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 METHODS = {"os.system", "os.popen", "os.execv", "importlib.import_module"}
+METHODS |= {"os.posix_spawn", "os.spawnv", "os.fork"}
 METHODS |= {"yaml.load", "yaml.unsafe_load", "jnp.load", "jax.numpy.load"}
 
 
@@ -53,7 +54,9 @@ def dangers(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_read_is_executed(path: Path) -> None:
-    assert list(dangers(path.read_text())) == []
+    # What copies a process's stderr, see SECURITY.md.
+    known = ["os.posix_spawn"] if path.name == "processes.py" else []
+    assert list(dangers(path.read_text())) == known
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ CELLS = BUILT_IN | INVENTED
 BATCH, TIME = 4, 26  # two chunks
 
 
-def on(count: int, divide_params: bool = False) -> Any:
+def on(count: int, fsdp: bool = False) -> Any:
     """A context with that many devices."""
-    mesh = devices.make_mesh(count, BATCH, divide_params=divide_params)
+    mesh = devices.make_mesh(count, BATCH, fsdp=fsdp)
     return jax.set_mesh(mesh)
 
 
@@ -90,7 +90,7 @@ def test_divided_parameters_equal_whole_ones(name: str, implementation: str) -> 
 
     with on(1):
         one = run()
-    with on(2, divide_params=True):
+    with on(2, fsdp=True):
         params = sharding.put(params, sharding.param_specs(params))
         divided = run()
     assert_close(divided, one)
@@ -112,8 +112,8 @@ def test_second_derivatives_on_devices() -> None:
 
     with on(1):
         one = jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs)
-    for divide_params in (False, True):
-        with on(2, divide_params), scheduled(ROWS_LAST):
+    for fsdp in (False, True):
+        with on(2, fsdp), scheduled(ROWS_LAST):
             two = jax.jit(jax.grad(penalty, argnums=(0, 1)))(params, xs)
         assert_close(two, one)
 
@@ -164,7 +164,7 @@ def test_training_on_devices_equals_one(tmp_path: Path) -> None:
     for count in (1, 2, -4):
         workdir = tmp_path / str(count)
         config = toy_config(batch_size=BATCH, **{"devices.count": abs(count)})
-        config.devices.divide_params = count < 0
+        config.devices.fsdp = count < 0
         training.fit(config, task, workdir)
         states.append(saved_state(workdir, config, task))
         rows.append(rows_of(workdir))
@@ -175,7 +175,7 @@ def test_training_on_devices_equals_one(tmp_path: Path) -> None:
             assert row["accuracy"] == expected["accuracy"]
 
 
-def compiled_step(count: int, divide_params: bool, **fields: Any) -> str:
+def compiled_step(count: int, fsdp: bool, **fields: Any) -> str:
     """The program of an update."""
     task = toy_task(cells=(lj.lstm(3), lj.gru(2)), dropout=0.5, **fields)
     keys = steps.make_keys(0)
@@ -185,7 +185,7 @@ def compiled_step(count: int, divide_params: bool, **fields: Any) -> str:
         batch, weight = steps.take_batch(examples, numbers, jnp.int32(0), BATCH)
         return steps.train_step(stepping, keys, state, batch, weight)
 
-    with on(count, divide_params):
+    with on(count, fsdp):
         state, numbers = steps.init_state(stepping, keys), jnp.arange(BATCH)
         state = sharding.put(state, steps.state_specs(state))
         lowered = jax.jit(update, donate_argnums=0).lower(
@@ -195,7 +195,7 @@ def compiled_step(count: int, divide_params: bool, **fields: Any) -> str:
 
 
 def test_no_loop_over_time_waits_for_other_devices() -> None:
-    program = compiled_step(2, divide_params=False)
+    program = compiled_step(2, fsdp=False)
     assert " while(" in program
     # Of all gradients, the count and the metrics together.
     assert program.count(" all-reduce(") == 1
@@ -204,7 +204,7 @@ def test_no_loop_over_time_waits_for_other_devices() -> None:
 
 def test_divided_parameters_are_gathered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "_LEAST_ENTRIES", 13)
-    program = compiled_step(2, divide_params=True, dense=(6,))
+    program = compiled_step(2, fsdp=True, dense=(6,))
     assert " while(" in program
     # Both kernels of the first layer, the kernel of the second, that of the head.
     assert program.count(" all-gather(") == 4
