@@ -9,6 +9,7 @@ import pytest
 
 import lstm_jax as lj
 from lstm_jax.cell_grammar import parse_cell
+from lstm_jax.combinators import block_diagonal, layer_norm, project, stack, zoneout
 from lstm_jax.errors import UserError
 
 HIDDEN, INPUT = 4, 3
@@ -178,3 +179,49 @@ def test_huge_texts(text: str) -> None:
 def test_hidden_size(hidden_size: int) -> None:
     with pytest.raises(UserError, match="hidden_size"):
         parse_cell("gru(reset_after=False)", hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("layer_norm(zoneout(lstm, 0.1))", layer_norm(zoneout(lj.lstm(HIDDEN), 0.1))),
+        ("zoneout(rate=0.25, cell=lstm)", None),
+        ("stack(lstm, gru())", stack(lj.lstm(HIDDEN), lj.gru(HIDDEN))),
+        ("project(lstm(peephole=True), 2)", project(lj.lstm(HIDDEN, peephole=True), 2)),
+        (
+            "block_diagonal(slstm, heads=2)",
+            block_diagonal(lj.slstm(HIDDEN), 2),
+        ),
+        ("residual(clip(min_gru, 1.0))", None),
+        ("mgu(dtype=bfloat16)", lj.mgu(HIDDEN, dtype=jnp.bfloat16)),
+        ("zoneout(lstm)", None),
+        ("zoneout(rate=0.1)", None),
+        ("zoneout(lstm, 0.1, 2)", None),
+        ("zoneout(lstm, 0.1, rate=0.2)", None),
+        ("zoneout(lstm, rate=2)", None),
+        ("zoneout(*lstm, 0.1)", None),
+        ("zoneout(lstm, **rates)", None),
+        ("stack()", None),
+        ("stack(lstm, depth=2)", None),
+        ("project(lstm, 1.5)", None),
+        ("layer_norm(project(lstm, 2))", None),
+        ("layer_norm(nothing)", None),
+        ("indrnn(recurrent_init=None)", None),
+        ("layer_norm(" * 500 + "lstm" + ")" * 500, None),
+    ],
+    ids=range(21),
+)
+def test_combinators(text: str, cell: lj.Cell | None) -> None:
+    """None: there is no such cell."""
+    if cell is None:
+        with pytest.raises(UserError):
+            parse_cell(text, HIDDEN)
+        return
+    params = cell.init(jax.random.key(0), 3)
+    written = parse_cell(text, HIDDEN)
+    xs = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(
+        lj.unroll(written, written.init(jax.random.key(0), 3), xs, key=key)[1],
+        lj.unroll(cell, params, xs, key=key)[1],
+    )
