@@ -193,7 +193,7 @@ TRAINING_ERRORS = [
     ("--config.model.cell=lstm(forget_bias=1,forget_bias=2)", "a keyword twice"),
     ("--config.model.cell=lstm(3)", "lstm(3)", "gru(reset_after=False)"),
     ("--config.model.cell=residual(lstm)", "residual adds", "as many"),
-    ("--config.model.cell=block_diagonal(lstm, 5)", "heads=5 must divide"),
+    ("--config.model.cell=block_diagonal(lstm,5)", "heads=5 must divide"),
     ("--config.model.head_init=zero", "'zero'", "glorot, normal"),
     ("--config.optimizer.name=adamm", "'adamm'", "adam, adamw"),
     ("--config.optimizer.schedule=linear", "'linear'", "constant or cosine"),
