@@ -1,11 +1,13 @@
-"""What a cell of one's own costs: `python -m benchmarks.cells`.
+"""What a cell costs beside `lstm`: `python -m benchmarks.cells`.
 
-The built-in cells and two that a user might write, a peephole LSTM and one with coupled
-gates, from their gate equations alone: a training step's layer and a forward pass on
-the shape of `imdb_lstm`, in turn, beside `lstm`.
+The built-in cells, two that a user might write from their gate equations alone (a
+peephole LSTM and one with coupled gates), further cells and every combinator over
+`lstm`: a layer's forward pass and its training step on the shape of `imdb_lstm`, with
+noise where a cell has some, in turn; and the training step of the same by autodiff.
 """
 
 import argparse
+import functools
 import time
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax as lj
-from lstm_jax import devices, sharding
+from lstm_jax import combinators, devices, sharding
 
 ROWS, STEPS, FEATURES, UNITS = 128, 500, 32, 100
 
@@ -54,29 +56,52 @@ CELLS = {
         UNITS, 4, peephole_gates, lj.LSTMCarry, init_extra=peepholes
     ),
     "coupled, own": lj.gated(UNITS, 3, coupled_gates, lj.LSTMCarry),
+    "lstm(peephole=True)": lj.lstm(UNITS, peephole=True),
+    "lstm(coupled=True)": lj.lstm(UNITS, coupled=True),
+    "mgu": lj.mgu(UNITS),
+    "indrnn": lj.indrnn(UNITS),
+    "slstm": lj.slstm(UNITS),
+    "min_gru": lj.min_gru(UNITS),
+    "min_lstm": lj.min_lstm(UNITS),
+    "layer_norm(lstm)": combinators.layer_norm(lj.lstm(UNITS)),
+    "zoneout(lstm, 0.1)": combinators.zoneout(lj.lstm(UNITS), 0.1),
+    "recurrent_dropout(lstm, 0.1)": combinators.recurrent_dropout(lj.lstm(UNITS), 0.1),
+    "drop_connect(lstm, 0.1)": combinators.drop_connect(lj.lstm(UNITS), 0.1),
+    "clip(lstm, 3.0)": combinators.clip(lj.lstm(UNITS), 3.0),
+    "project(lstm, 50)": combinators.project(lj.lstm(UNITS), 50),
+    "block_diagonal(lstm, 4)": combinators.block_diagonal(lj.lstm(UNITS), 4),
+    "learned_initial_carry(lstm)": combinators.learned_initial_carry(lj.lstm(UNITS)),
+    "stack(lstm)": combinators.stack(lj.lstm(UNITS)),
 }
 
 
 def programs(cell: lj.Cell) -> dict[str, Any]:
-    """Compiled and warm: a forward pass, and one with its gradient."""
+    """Compiled and warm: a forward pass, and one with its gradient, in two ways."""
     params = sharding.put(cell.init(jax.random.key(0), FEATURES))
     xs = jax.random.normal(jax.random.key(1), (ROWS, STEPS, FEATURES))
     xs = sharding.put_rows(xs)
 
-    @jax.jit
-    def forward(params: Any, xs: Any) -> Any:
-        return lj.unroll(cell, params, xs)[1]
+    def forward(params: Any, xs: Any, key: Any, implementation: Any = "auto") -> Any:
+        key = None if cell.noise is None else key
+        return lj.unroll(cell, params, xs, key=key, implementation=implementation)[1]
 
-    @jax.jit
-    def training(params: Any, xs: Any) -> Any:
-        ys, pull = jax.vjp(forward, params, xs)
+    def training(params: Any, xs: Any, key: Any, implementation: Any = "auto") -> Any:
+        def run(params: Any, xs: Any) -> Any:
+            return forward(params, xs, key, implementation)
+
+        ys, pull = jax.vjp(run, params, xs)
         return pull(ys)
 
-    found = {"forward": forward, "training": training}
+    found = {
+        "forward": jax.jit(forward),
+        "training": jax.jit(training),
+        "autodiff": jax.jit(functools.partial(training, implementation="autodiff")),
+    }
+    arguments = (params, xs, jax.random.key(2))
     for program in found.values():
-        jax.block_until_ready(program(params, xs))
+        jax.block_until_ready(program(*arguments))
     return {
-        name: lambda run=run: jax.block_until_ready(run(params, xs))
+        name: lambda run=run: jax.block_until_ready(run(*arguments))
         for name, run in found.items()
     }
 
@@ -89,8 +114,9 @@ def main() -> None:
     devices.use_cpus(0, ROWS)
     with jax.set_mesh(devices.make_mesh(0, ROWS)):
         made = {name: programs(cell) for name, cell in CELLS.items()}
-        print("| cell | forward ms | of lstm's | training ms | of lstm's |")
-        print("|---|---|---|---|---|")
+        columns = [f"{name} ms | of lstm's" for name in ("forward", "training")]
+        print(f"| cell | {' | '.join(columns)} | by autodiff, of its own |")
+        print("|---|---|---|---|---|---|")
         seconds: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
             for name, runs in made.items():
@@ -104,7 +130,8 @@ def main() -> None:
         for which in ("forward", "training"):
             ratio = np.median(np.divide(seconds[name, which], seconds["lstm", which]))
             row += [f"{1000 * np.median(seconds[name, which]):.0f}", f"{ratio:.2f}"]
-        print(f"| {' | '.join(row)} |")
+        own = np.divide(seconds[name, "autodiff"], seconds[name, "training"])
+        print(f"| {' | '.join([*row, f'{np.median(own):.2f}'])} |")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-_LONGEST = 300.0  # seconds until a group is said to hang
+_LONGEST = 900.0  # seconds until a group is said to hang
 
 
 class Ended(NamedTuple):

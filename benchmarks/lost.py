@@ -33,10 +33,10 @@ ARGUMENTS = (
     "--config=configs/fable.py",
     "--config.model.hidden_size=64",
     "--config.model.dropout=0.3",
-    "--config.num_steps=900",
-    "--config.report.every=100",
-    "--config.report.evaluate_every=300",
-    "--config.checkpoint.every=100",
+    "--config.num_steps=400",
+    "--config.report.every=50",
+    "--config.report.evaluate_every=100",
+    "--config.checkpoint.every=50",
     "--config.devices.fsdp=True",
 )
 
@@ -125,13 +125,14 @@ def main() -> None:
     """Prints a table; exit code 1 where a run was lost or differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10, help="of each number")
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmark_results"))
     options = parser.parse_args()
     draw = random.Random(options.seed)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for count in (2, 4):
+        for count in options.processes:
             expected = whole(count, Path(name) / f"whole{count}")
             for number in range(options.trials):
                 written = draw.randrange(len(expected.rows))
@@ -145,7 +146,7 @@ def main() -> None:
     lines = [runs.heading(found), ""]
     lines += ["| processes | killed | of them process 0 | the others end, s | lost |"]
     lines += ["|---|---|---|---|---|"]
-    for count in (2, 4):
+    for count in options.processes:
         hits = [row for row in rows if row["processes"] == count and row["hit"]]
         leaders = sum(row["killed"] == 0 for row in hits)
         ends = sorted(row["delay"] for row in hits)
