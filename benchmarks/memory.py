@@ -61,13 +61,14 @@ def watch(
     while run.process.poll() is None and time.monotonic() < begun + MINUTE * minutes:
         minute = int((time.monotonic() - begun) // MINUTE)
         found += [[] for _ in range(minute + 1 - len(found))]
-        found[minute].append(resident(run.process.pid))
+        if (size := resident(run.process.pid)) is not None:
+            found[minute].append(size)
         time.sleep(every)
     run.process.terminate()
     if (code := runs.wait(run)) != 128 + signal.SIGTERM:
         raise RuntimeError(f"exit code {code}: {run.err.read_text()[-2000:]}")
     rows = reporting.read_metrics(workdir)
-    medians = [statistics.median(minute) / 1e6 for minute in found]
+    medians = [statistics.median(minute) / 1e6 for minute in found if minute]
     added = slope(medians[WARM_UP:])
     return {
         "MB": medians,
@@ -78,11 +79,11 @@ def watch(
     }
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process's memory that are in use, as Linux tells."""
+def resident(pid: int) -> int | None:
+    """Bytes of memory that a process uses, as Linux tells; None: it has ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
+    sizes = [line.split()[1] for line in lines if line.startswith("VmRSS")]
+    return 1024 * int(sizes[0]) if sizes else None
 
 
 def slope(values: Sequence[float]) -> float:
