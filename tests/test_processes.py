@@ -100,14 +100,19 @@ def test_other_numbers_of_processes_go_on(
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_with_two(
-    whole: Path, tmp_path: Path, cache: Path
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 4), (4, 1)])
+def test_a_run_goes_on_with_more_processes_and_with_fewer(
+    before: int, after: int, whole: Path, tmp_path: Path, cache: Path
 ) -> None:
     workdir = tmp_path / "moved"
-    fields = FIELDS | {"devices.fsdp": False}
-    assert run_group(1, workdir, cache, fields | {"num_steps": 12})[0].code == 0
+    fields = FIELDS | {"devices.fsdp": before > 1, "num_steps": 12}
+    for process in run_group(before, workdir, cache, fields):
+        assert process.code == 0, process.err
     assert_close(state_of(workdir), state_of(whole, 12), 1e-5)
-    assert_trained(run_group(2, workdir, cache, FIELDS), workdir)
+    fields = FIELDS | {"devices.fsdp": after > 1}
+    ended = run_group(after, workdir, cache, fields)
+    assert "going on from step 12" in ended[0].err
+    assert_trained(ended, workdir)
     assert_close(state_of(workdir), state_of(whole), 1e-5)
 
 
