@@ -169,7 +169,7 @@ def test_every_file_damaged(whole: runs.Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(memory, "MINUTE", 0.4)
+    monkeypatch.setattr(memory, "MINUTE", 1.5)
     arguments = (*ARGUMENTS, "--config.num_steps=10000000")
     found = memory.watch(tmp_path / "run", tmp_path, 5, arguments, every=0.1)
     assert len(found["MB"]) == 5
