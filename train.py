@@ -64,7 +64,7 @@ def main() -> None:
     count, batch_size = CONFIG.value.devices.count, CONFIG.value.batch_size
     stored = workdirs.stored_count(workdir)
     _join_processes()
-    devices.use_cpus(count or stored, batch_size, processes.count())
+    devices.use_cpus(count or stored, batch_size)
     keep_compiled()
     with processes.leader_first():  # who may have to fetch or encode the data
         task = make_task(CONFIG.value)

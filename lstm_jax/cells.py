@@ -260,6 +260,11 @@ def fused_step(fused: Fused) -> Callable[..., tuple[Any, PyTree]]:
     return step
 
 
+def with_fused(cell: Cell, fused: Fused, **fields: Any) -> Cell:
+    """The cell with other gates or another recurrent product, and the step to them."""
+    return cell._replace(step=fused_step(fused), fused=fused, **fields)
+
+
 def recurrent_product(
     fused: Fused, params: Params, h: Float[Array, "B H"], noise: Noise | None
 ) -> Float[Array, "B G_H"]:

@@ -18,8 +18,8 @@ from lstm_jax.cells import (
     CellSizeError,
     Noise,
     Params,
-    fused_step,
     recurrent_product,
+    with_fused,
 )
 from lstm_jax.dropouts import drop_connect, gates_of, recurrent_dropout, zoneout
 from lstm_jax.unroll import unroll
@@ -77,7 +77,7 @@ def layer_norm(cell: Cell) -> Cell:
         return inner.gates(extras, carry, zx, zh, noise)
 
     fused = inner._replace(gates=gates)
-    return cell._replace(init=init, step=fused_step(fused), fused=fused)
+    return with_fused(cell, fused, init=init)
 
 
 def clip(cell: Cell, limit: float) -> Cell:
@@ -104,7 +104,7 @@ def clip(cell: Cell, limit: float) -> Cell:
         return clipped, clipped.h if y is new.h else y
 
     fused = inner._replace(gates=gates)
-    return cell._replace(step=fused_step(fused), fused=fused)
+    return with_fused(cell, fused)
 
 
 def learned_initial_carry(cell: Cell) -> Cell:
@@ -137,9 +137,7 @@ def learned_initial_carry(cell: Cell) -> Cell:
         )
 
     fused = inner._replace(gates=gates)
-    return cell._replace(
-        init=init, initial_carry=initial_carry, step=fused_step(fused), fused=fused
-    )
+    return with_fused(cell, fused, init=init, initial_carry=initial_carry)
 
 
 def block_diagonal(cell: Cell, heads: int) -> Cell:
@@ -194,7 +192,7 @@ def block_diagonal(cell: Cell, heads: int) -> Cell:
         return jnp.swapaxes(z, 1, 2).reshape(h.shape[0], -1)
 
     fused = inner._replace(recurrent=recurrent)
-    return cell._replace(init=init, step=fused_step(fused), fused=fused)
+    return with_fused(cell, fused, init=init)
 
 
 def project(cell: Cell, size: int) -> Cell:
@@ -244,7 +242,7 @@ def project(cell: Cell, size: int) -> Cell:
         return inner.gates(extras, carry, zx, zh, noise)
 
     fused = inner._replace(gates=gates, recurrent=recurrent)
-    narrow = cell._replace(init=init, step=fused_step(fused), fused=fused)
+    narrow = with_fused(cell, fused, init=init)
     return _after(narrow, lambda params, xs, ys: projected(params, ys))
 
 

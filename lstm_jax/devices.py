@@ -69,7 +69,7 @@ def automatic_count(batch_size: int, available: int) -> int:
     return max((n for n in counts if batch_size % n == 0), default=1)
 
 
-def use_cpus(count: int, batch_size: int, processes: int = 1) -> None:
+def use_cpus(count: int, batch_size: int) -> None:
     """Makes the processor that many devices, 0: as many as `automatic_count` takes.
 
     To be called before jax computes. Each of several processes makes its share of
@@ -81,8 +81,8 @@ def use_cpus(count: int, batch_size: int, processes: int = 1) -> None:
     untouched = "xla_force_host_platform_device_count" not in flags
     config: Any = jax.config  # whose options have no types
     if config.jax_num_cpu_devices < 1 and untouched:
-        if processes > 1:
-            count = max(count // processes, 1)
+        if processes.several():
+            count = max(count // processes.count(), 1)
         count = count or automatic_count(batch_size, allowed_cpus())
         jax.config.update("jax_num_cpu_devices", count)
 
@@ -129,12 +129,16 @@ def make_mesh(count: int, batch_size: int, stored: int = 0, fsdp: bool = False) 
         if not count:
             _warn_of_others(stored)
     count = count or automatic_count(batch_size, len(devices))
-    axes = {ROWS: count} | ({PARAMS: 1} if fsdp else {})
+    return _mesh(devices[:count], fsdp)
+
+
+def _mesh(devices: list[Any], fsdp: bool = False) -> Mesh:
+    axes = {ROWS: len(devices)} | ({PARAMS: 1} if fsdp else {})
     return jax.make_mesh(
         tuple(axes.values()),
         tuple(axes),
         axis_types=(AxisType.Auto,) * len(axes),
-        devices=devices[:count],
+        devices=devices,
     )
 
 
@@ -154,7 +158,4 @@ def own_mesh(batch_size: int) -> Mesh:
     if jax.process_count() == 1:
         return mesh
     devices = jax.local_devices()
-    count = automatic_count(batch_size, len(devices))
-    return jax.make_mesh(
-        (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
-    )
+    return _mesh(devices[: automatic_count(batch_size, len(devices))])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from lstm_jax.cells import Cell, Fused, Noise, Params, fused_step, recurrent_product
+from lstm_jax.cells import Cell, Fused, Noise, Params, recurrent_product, with_fused
 
 
 def gates_of(cell: Cell, combinator: str) -> Fused:
@@ -60,9 +60,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     inner = gates_of(cell, "recurrent_dropout")
 
     def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Array:
-        h = cell.initial_carry(params, batch_size).h
-        kept = jax.random.bernoulli(key, 1 - rate, h.shape)
-        return kept.astype(h.dtype) / (1 - rate)
+        return _mask(key, rate, cell.initial_carry(params, batch_size).h)
 
     def recurrent(
         params: Params, h: Array, mask: Array | None, noise: Noise | None
@@ -92,9 +90,7 @@ def drop_connect(cell: Cell, rate: float) -> Cell:
     inner = gates_of(cell, "drop_connect")
 
     def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Array:
-        kernel = params["recurrent_kernel"]
-        kept = jax.random.bernoulli(key, 1 - rate, kernel.shape)
-        return kept.astype(kernel.dtype) / (1 - rate)
+        return _mask(key, rate, params["recurrent_kernel"])
 
     def recurrent(
         params: Params, h: Array, mask: Array | None, noise: Noise | None
@@ -153,6 +149,12 @@ def zoneout(cell: Cell, rate: float) -> Cell:
     return _noisy(cell, inner, "step", draw, gates=gates)
 
 
+def _mask(key: PRNGKeyArray, rate: float, like: Array) -> Array:
+    """What an array is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
+    kept = jax.random.bernoulli(key, 1 - rate, like.shape)
+    return kept.astype(like.dtype) / (1 - rate)
+
+
 def _noisy(
     cell: Cell,
     inner: Fused,
@@ -207,4 +209,4 @@ def _noisy(
     fused = inner._replace(gates=new_gates)
     if recurrent is not None or inner.recurrent is not None:
         fused = fused._replace(recurrent=new_recurrent)
-    return cell._replace(step=fused_step(fused), noise=new_noise, fused=fused)
+    return with_fused(cell, fused, noise=new_noise)

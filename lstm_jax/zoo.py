@@ -17,6 +17,7 @@ from lstm_jax.cells import (
     Noise,
     Params,
     gated,
+    simple_rnn,
 )
 
 
@@ -65,13 +66,6 @@ def indrnn(
       (2018).
     """
 
-    def gates(
-        extras: Params, carry: HiddenCarry, zx: Array, zh: Array
-    ) -> tuple[HiddenCarry, Array]:
-        del extras, carry
-        h = activation(zx + zh)
-        return HiddenCarry(h), h
-
     def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
         del noise
         return h * jnp.expand_dims(params["recurrent_kernel"], 0)
@@ -79,11 +73,9 @@ def indrnn(
     def recurrent_init(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
         return jax.random.uniform(key, shape[:1])
 
-    return gated(
+    return simple_rnn(
         hidden_size,
-        1,
-        gates,
-        HiddenCarry,
+        activation,
         recurrent=recurrent,
         recurrent_init=recurrent_init,
         **options,
