@@ -3,11 +3,10 @@
 import datetime
 import importlib.metadata
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-from lstm_jax.devices import allowed_cpus
+from lstm_jax.devices import allowed_cpus, processor
 
 Row = dict[str, Any]
 
@@ -27,7 +26,7 @@ def about() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     device = jax.devices()[0]
-    machine = f"{_processor()}, {allowed_cpus()} cores"
+    machine = f"{processor()}, {allowed_cpus()} cores"
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine if device.platform == "cpu" else device.device_kind,
@@ -55,11 +54,3 @@ def heading(found: dict[str, Any]) -> str:
         f"{found['date']}, {found['machine']}; {versions}; a large float32 product "
         f"runs at {peak} GFLOP/s; medians of {found['rounds']} rounds.\n"
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

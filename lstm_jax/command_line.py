@@ -51,8 +51,12 @@ def config_path() -> Path:
     return path
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], takes: str = "") -> None:
     """Parses the flags and calls `main`.
+
+    Args:
+      main: is called with the argument that is no flag, if it takes one.
+      takes: what that argument is; "": there is none.
 
     A `UserError`, or a flag or config field that does not exist, ends the program
     with one line on stderr and exit code 2.
@@ -74,8 +78,11 @@ def run(main: Callable[[], None]) -> None:
             _stop(f"--config: {error.filename}, line {error.lineno}: {error.msg}")
         except ImportError as error:
             _stop(f"--config: {error}")
-        if len(rest) > 1:
-            _stop(f"unexpected argument {rest[1]!r}: flags begin with --")
+        wanted = 2 if takes else 1
+        if len(rest) > wanted:
+            _stop(f"unexpected argument {rest[wanted]!r}: flags begin with --")
+        if len(rest) < wanted:
+            _stop(f"give {takes} (see --help)")
         if not flags.FLAGS["verbosity"].present:
             # absl shows every library's INFO lines from here on; Orbax has many.
             # Its errors as well, which it raises besides.
@@ -83,10 +90,9 @@ def run(main: Callable[[], None]) -> None:
         return rest
 
     def guarded(argv: list[str]) -> None:
-        del argv
         threading.excepthook = _show_unless_unwritable
         try:
-            main()
+            main(*argv[1:])
             processes.finish()
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # Ctrl-C before it trains, or twice

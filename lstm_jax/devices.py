@@ -1,6 +1,7 @@
 """Which devices a run uses: the batch is divided over them."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def allowed_cpus(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> int:
         count = os.cpu_count() or 1
     quotas = [_quota(folder) for folder in _cgroups(cgroup, own)]
     return max(1, min([count, *(int(quota) for quota in quotas if quota is not None)]))
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _cgroups(root: Path, own: Path) -> list[Path]:

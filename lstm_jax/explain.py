@@ -102,12 +102,12 @@ def explain(call: Call, peak: float) -> str:
       peak: operations a second that the devices reach, as `product_peak` measures it;
         the floor is what the products would take at that speed.
     """
-    forward, training, saved = _programs(call)
-    plain = _programs(call._replace(implementation="autodiff"))
-    arguments = _arguments(call)
+    forward, training, saved = programs(call)
+    plain = programs(call._replace(implementation="autodiff"))
+    arguments = arguments_of(call)
     lines = [
         f"{call.name}: {call.batch} rows, {call.time} steps, {call.features} features",
-        f"  path      {_path(call)}",
+        f"  path      {path(call)}",
         f"  saved     {saved / 1e6:.3g} MB for the backward pass; "
         f"{plain[2] / 1e6:.3g} MB where jax differentiates through the loop",
     ]
@@ -155,13 +155,14 @@ def measure(
     return min(seconds) if best else float(np.median(seconds))
 
 
-def _arguments(call: Call) -> tuple[Any, ...]:
+def arguments_of(call: Call) -> tuple[Any, ...]:
+    """Parameters and random inputs of a call, where its devices want them."""
     key = jax.random.key(0)
     xs = jax.random.normal(key, (call.batch, call.time, call.features))
     return sharding.put(call.cell.init(key, call.features)), sharding.put_rows(xs)
 
 
-def _programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
+def programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
     """The layer, its gradient, and the bytes that its forward pass saves for it."""
     lengths = jnp.full(call.batch, call.time) if call.masked else None
     resets = jnp.zeros((call.batch, call.time), bool) if call.resets else None
@@ -185,14 +186,15 @@ def _programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
         ys, pull = jax.vjp(forward, params, xs)
         return pull(ys)
 
-    arguments = _arguments(call)
+    arguments = arguments_of(call)
     saved = jax.tree.leaves(jax.eval_shape(pulled, *arguments))
     given = jax.tree.leaves(arguments)  # is there anyway, and saved once
     size = sum(a.size * a.dtype.itemsize for a in saved) - sum(a.nbytes for a in given)
     return forward, training, size
 
 
-def _path(call: Call) -> str:
+def path(call: Call) -> str:
+    """Which implementation runs a call on the devices of the context, and why."""
     shards = sharding.shards(call.batch)
     where = f"{jax.default_backend()} device{'s' * (shards > 1)}"
     where = f"on {shards} {where}"
@@ -200,6 +202,8 @@ def _path(call: Call) -> str:
         where += f" with {call.batch // shards} rows each"
     if call.implementation not in ("auto", "fused"):
         return f"{call.implementation}, asked for, {where}"
+    if call.cell.unroll is not None:
+        return f"the cell's own sequence function, {where}"
     if call.cell.fused is None:
         return (
             f"autodiff, {where}: the cell was not made by gated, and is differentiated "

@@ -85,9 +85,7 @@ def test_kernel() -> None:
 
 def test_resets() -> None:
     """They are run with, and their mask is saved for the backward pass."""
-    plain, reset = (
-        explain._programs(CALL._replace(resets=r))[2] for r in (False, True)
-    )
+    plain, reset = (explain.programs(CALL._replace(resets=r))[2] for r in (False, True))
     assert reset - plain == BATCH * TIME
 
 

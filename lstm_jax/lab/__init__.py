@@ -1,0 +1,1 @@
+"""The cell lab: what `lab.py` finds out about a cell."""

@@ -1,0 +1,96 @@
+"""What a cell costs beside others: time and memory of a layer."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lstm_jax import explain
+from lstm_jax.cells import Cell
+
+BATCH, TIME, FEATURES, HIDDEN = 128, 200, 32, 96
+ROUNDS = 7
+
+
+class Cost(NamedTuple):
+    """Of a layer of `HIDDEN` units on a batch of `BATCH` rows and `TIME` steps.
+
+    Attributes:
+      parameters: how many.
+      path: which implementation runs it, and why.
+      forward: ms of a forward pass.
+      training: ms of a forward and a backward pass.
+      forward_ratio: of lstm's, in turn.
+      training_ratio: of lstm's, in turn.
+      autodiff_ratio: of training where jax differentiates through the loop, of the
+        cell's own training.
+      saved: MB that the forward pass keeps for the backward pass.
+      peak: MB of temporary arrays of training.
+    """
+
+    parameters: int
+    path: str
+    forward: float
+    training: float
+    forward_ratio: float
+    training_ratio: float
+    autodiff_ratio: float
+    saved: float
+    peak: float
+
+
+def measure(cells: dict[str, Cell], features: int = FEATURES) -> dict[str, Cost]:
+    """The cost of each cell, on the devices of the context, in turn.
+
+    Args:
+      cells: by name; "lstm" among them.
+      features: D of the inputs.
+    """
+    calls = {
+        name: explain.Call(
+            name, cell, BATCH, TIME, features, noisy=cell.noise is not None
+        )
+        for name, cell in cells.items()
+    }
+    seconds: dict[tuple[str, str], list[float]] = {}
+    runs, known = {}, {}
+    for name, call in calls.items():
+        forward, training, saved = explain.programs(call)
+        plain = explain.programs(call._replace(implementation="autodiff"))[1]
+        arguments = explain.arguments_of(call)
+        # The cell and the built-in ones are one at a time: compiled and warm.
+        for which, program in (
+            ("forward", forward),
+            ("training", training),
+            ("autodiff", plain),
+        ):
+            compiled = jax.jit(program).lower(*arguments).compile()
+            jax.block_until_ready(compiled(*arguments))
+            runs[name, which] = compiled, arguments
+        memory: Any = runs[name, "training"][0].memory_analysis()
+        count = sum(leaf.size for leaf in jax.tree.leaves(arguments[0]))
+        known[name] = count, explain.path(call), saved, memory.temp_size_in_bytes
+    for _ in range(ROUNDS):
+        for key, (compiled, arguments) in runs.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            seconds.setdefault(key, []).append(time.perf_counter() - begun)
+
+    def ratio(one: tuple[str, str], other: tuple[str, str]) -> float:
+        return float(np.median(np.divide(seconds[one], seconds[other])))
+
+    return {
+        name: Cost(
+            parameters=known[name][0],
+            path=known[name][1],
+            forward=1000 * float(np.median(seconds[name, "forward"])),
+            training=1000 * float(np.median(seconds[name, "training"])),
+            forward_ratio=ratio((name, "forward"), ("lstm", "forward")),
+            training_ratio=ratio((name, "training"), ("lstm", "training")),
+            autodiff_ratio=ratio((name, "autodiff"), (name, "training")),
+            saved=known[name][2] / 1e6,
+            peak=known[name][3] / 1e6,
+        )
+        for name in cells
+    }

@@ -1,0 +1,259 @@
+"""What the lab has found, as one HTML page that needs no other file and no network."""
+
+import base64
+import html
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lstm_jax.lab import drawing
+
+_LAGS = (1, 10, 25, 50, 99)
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top;
+  border-bottom: 1px solid #ddd; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 14px; }
+img { max-width: 100%; height: auto; }
+.bad { color: #b00020; font-weight: 600; } .good { color: #00694a; }
+.note { color: #555; font-size: 14px; }
+"""
+
+
+def render(
+    found: dict[str, Any], references: dict[str, Any], about: dict[str, Any]
+) -> str:
+    """The page.
+
+    Args:
+      found: as `examine.examine` gives it.
+      references: as `references.read` gives it.
+      about: as `examine.about` gives it.
+    """
+    name = found["name"]
+    sections = [
+        ("In short", _list(summary(found, references))),
+        ("The cell", f"<pre>{_text(found['source'])}</pre>"),
+        ("Laws", _laws(found["laws"])),
+        ("Time and memory", _costs(found["cost"])),
+        ("Learning", _learning(found, references)),
+        ("Gradient flow", _flow(found["flow"])),
+    ]
+    body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    made = (
+        f"{about['date']}, {about['machine']}; {versions}; in "
+        f"{found['seconds']:.0f} s, by {about['command']}"
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{_text(name)}</h1>\n{_note(made)}\n{body}\n</body>\n</html>\n"
+    )
+
+
+def summary(
+    found: dict[str, Any], references: dict[str, Any]
+) -> list[tuple[bool, str]]:
+    """The findings in a line each, and whether each is a good one."""
+    laws, own = found["laws"], found["cost"][found["name"]]
+    broken = [law["name"] for law in laws if not law["holds"]]
+    lines = [
+        (
+            not broken,
+            f"Laws: {len(laws) - len(broken)} of {len(laws)} hold"
+            + (f"; broken: {', '.join(broken)}." if broken else "."),
+        )
+    ]
+    slope = next(law for law in laws if law["name"] == "finite differences")
+    lines.append(
+        (
+            slope["holds"],
+            "Gradients: within "
+            f"{_number(slope['error'])} of finite differences in float64.",
+        )
+    )
+    lines.append((own["path"].startswith(("fused", "the cell")), _path(own["path"])))
+    lines.append(
+        (
+            True,
+            f"A step of training takes {own['training_ratio']:.2f} of lstm's time; by "
+            f"autodiff it would take {own['autodiff_ratio']:.2f} of its own.",
+        )
+    )
+    for problem, curve in found["curves"].items():
+        baseline = found["problems"][problem]["baseline"]
+        losses = final(curve)
+        others = "; ".join(
+            f"{name} {_number(statistics.mean(final(other)))}"
+            for name, other in references["curves"][problem].items()
+        )
+        lines.append(
+            (
+                leaves_baseline(curve, baseline),
+                f"{problem}: {_number(statistics.mean(losses))} "
+                f"({others}; baseline {_number(baseline)}).",
+            )
+        )
+    return lines
+
+
+def final(curve: dict[str, Any]) -> list[float]:
+    """The last losses of all seeds; infinite of one that has diverged."""
+    return [math.inf if x[-1] is None else x[-1] for x in curve["losses"]]
+
+
+def leaves_baseline(curve: dict[str, Any], baseline: float) -> bool:
+    """Whether the seeds end, in the mean, below half of what knowing nothing gives."""
+    return statistics.mean(final(curve)) < baseline / 2
+
+
+def _laws(laws: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for law in laws:
+        verdict = _verdict(law["holds"], "holds", "broken")
+        error = law["failure"] or _number(law["error"])
+        allowed = "same bits" if law["tolerance"] == 0 else _number(law["tolerance"])
+        rows.append((law["name"], law["statement"], verdict, error, allowed))
+    heads = ("law", "what it says", "", "largest error", "allowed")
+    return _note(
+        "Tried in float64 on random parameters, inputs and a carry that the cell "
+        "reached; an error is beside the largest entry of its array, or 1."
+    ) + _table(heads, rows, raw=(2,))
+
+
+def _costs(costs: dict[str, Any]) -> str:
+    heads = ("", "parameters", "forward", "of lstm's", "training", "of lstm's")
+    heads += ("by autodiff, of its own", "kept for the backward pass", "peak")
+    rows = [
+        (
+            name,
+            f"{cost['parameters']:,}",
+            f"{cost['forward']:.1f} ms",
+            f"{cost['forward_ratio']:.2f}",
+            f"{cost['training']:.1f} ms",
+            f"{cost['training_ratio']:.2f}",
+            f"{cost['autodiff_ratio']:.2f}",
+            f"{cost['saved']:.1f} MB",
+            f"{cost['peak']:.1f} MB",
+        )
+        for name, cost in costs.items()
+    ]
+    paths = "\n".join(f"{name}: {cost['path']}" for name, cost in costs.items())
+    return (
+        _note(
+            "A layer of 96 units on 128 rows of 200 steps with 32 features (or, where "
+            "the cell takes no others, 96), measured in turn."
+        )
+        + _table(heads, rows)
+        + _picture(drawing.draw_costs(costs), "Time of each cell beside lstm's")
+        + f"<p>The way that each cell is run:</p><pre>{_text(paths)}</pre>"
+    )
+
+
+def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
+    parts = [
+        _note(
+            f"{len(next(iter(found['curves'].values()))['losses'])} seeds, 64 units; "
+            "the band is from the least to the largest. The curves of lstm and gru "
+            f"were made on {references['date']} on {references['machine']} by "
+            f"{references['command']}."
+        )
+    ]
+    rows = []
+    for problem, curve in found["curves"].items():
+        about = found["problems"][problem]
+        curves = {found["name"]: curve, **references["curves"][problem]}
+        parts.append(
+            _picture(
+                drawing.draw_learning(problem, about, curves),
+                f"Learning curves: {problem}",
+            )
+        )
+        ends = [", ".join(map(_number, final(other))) for other in curves.values()]
+        rows.append((problem, about["what"], *ends, _number(about["baseline"])))
+    heads = ("problem", "", found["name"], *references["curves"][rows[0][0]])
+    return "\n".join([*parts, _table((*heads, "baseline"), rows)])
+
+
+def _flow(flows: dict[str, Any]) -> str:
+    rows = []
+    for name, found in flows.items():
+        gains = [_number(found["lag_gains"][lag]) for lag in _LAGS]
+        kept = sorted(x for x in found["time_constants"] if x is not None)
+        middle = f"{statistics.median(kept):.1f}" if kept else "none"
+        shut = [
+            f"{gate} {100 * (share['low'] + share['high']):.0f} %"
+            for gate, share in found["saturation"].items()
+        ]
+        rows.append((name, *gains, middle, ", ".join(shut)))
+    heads = ("", *(f"lag {lag}" for lag in _LAGS))
+    heads += ("steps that a unit remembers, median", "gates at an end of their range")
+    return (
+        _note(
+            "Of untrained cells of 64 units that read a text sign by sign: how much of "
+            "a random change of the state is left after so many steps (1: all)."
+        )
+        + _picture(drawing.draw_gains(flows), "What is left of a change, over the lag")
+        + _table(heads, rows)
+    )
+
+
+def _path(path: str) -> str:
+    first = path.split("\n")[0]
+    return f"Path: {first}."
+
+
+def _list(lines: Iterable[tuple[bool, str]]) -> str:
+    items = [
+        f'<li class="{"good" if good else "bad"}">{_text(line)}</li>'
+        for good, line in lines
+    ]
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _verdict(good: bool, yes: str, no: str) -> str:
+    kind, word = ("good", yes) if good else ("bad", no)
+    return f'<span class="{kind}">{word}</span>'
+
+
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], raw: Sequence[int] = ()
+) -> str:
+    """A table; the columns `raw` hold HTML already."""
+
+    def cell(column: int, value: str) -> str:
+        number = ' class="number"' if value[:1].isdigit() else ""
+        return f"<td{number}>{value if column in raw else _text(value)}</td>"
+
+    head = "".join(f"<th>{_text(title)}</th>" for title in heads)
+    body = "\n".join(
+        f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>"
+        for row in rows
+    )
+    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
+
+
+def _picture(png: bytes, says: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{_text(says)}" src="data:image/png;base64,{data}">'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{_text(text)}</p>'
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:.3g}"
+
+
+def _text(text: str) -> str:
+    return html.escape(text)

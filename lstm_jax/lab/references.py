@@ -1,0 +1,67 @@
+"""Learning curves of `lstm` and `gru`, beside which the lab draws a new cell's.
+
+`python -m lstm_jax.lab.references` trains them anew, on this machine: after a change of
+a problem of the lab, whose old curves are no measure any more.
+"""
+
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from lstm_jax.cells import gru, lstm
+from lstm_jax.errors import UserError
+from lstm_jax.lab import examine
+from lstm_jax.lab.trials import Trial
+
+FILE = "references.json"
+CELLS = {"lstm": lstm, "gru": gru}
+
+
+def read() -> dict[str, Any]:
+    """The command and date of the curves, and for each problem those of each cell."""
+    text = (resources.files("lstm_jax.lab") / FILE).read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def check(found: dict[str, Any], problem: Trial) -> None:
+    """Refuses curves of a problem that is another one today.
+
+    Raises:
+      UserError: it is.
+    """
+    if found["problems"].get(problem.name) != examine.describe(problem):
+        raise UserError(
+            f"the reference curves of {problem.name} are of another problem: make them "
+            "anew by python -m lstm_jax.lab.references"
+        )
+
+
+def make(problems: list[Trial]) -> dict[str, Any]:
+    """Trains the reference cells."""
+    found = examine.about("python -m lstm_jax.lab.references")
+    found["problems"] = {p.name: examine.describe(p) for p in problems}
+    found["curves"] = {
+        problem.name: {
+            name: examine.learnt(problem, cell(examine.HIDDEN), _say)
+            for name, cell in CELLS.items()
+        }
+        for problem in problems
+    }
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Writes the file of the package."""
+    found = make([*examine.quick_trials(), *examine.further_trials()])
+    path = Path(__file__).with_name(FILE)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
