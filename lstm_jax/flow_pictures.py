@@ -44,7 +44,9 @@ def draw_flow(flows: Mapping[str, Flow], title: str = "") -> bytes:
     if title:
         figure.suptitle(title, parse_math=False)
     panel = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
-    draw_gains(panel[0], found)
+    _draw_gains(panel[0], found)
+    panel[0].set_title("what is left of a change of the state, lag by lag")
+    panel[0].legend(frameon=False, loc="lower left")
     if gradients:
         _draw_gradients(panel[1], gradients)
     _draw_time_constants(
@@ -67,29 +69,42 @@ def draw_lag_gains(
     Returns:
       The PNG.
     """
-    figure = make_figure(6.2 * len(panels), 5.0)
+    figure = make_figure(6.2 * len(panels), 5.4)
     figure.suptitle(title, parse_math=False)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for own, (name, gains) in zip(axes, panels.items(), strict=True):
-        draw_gains(own, gains)
+        _draw_gains(own, gains)
         own.set_title(name, parse_math=False)
+    # One axis and one legend for all.
+    lows, highs = zip(*(_gain_limits(gains) for gains in panels.values()), strict=True)
+    axes[0].set_ylim(min(lows), max(highs))
+    handles = {str(line.get_label()): line for own in axes for line in own.lines[1:]}
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=3, frameon=False
+    )
     return to_png(figure)
 
 
-def draw_gains(
+def _draw_gains(
     axes: "matplotlib.axes.Axes", gains: Mapping[str, Float[np.ndarray, " lags"]]
 ) -> None:
-    """Draws `Flow.lag_gains` of some cells on a logarithmic axis."""
     axes.axhline(1, color="black", linewidth=0.8)
-    largest = 1.0
     for i, (name, values) in enumerate(gains.items()):
         axes.plot(_visible(values), label=name, **_style(i))
-        largest = max(largest, np.nanmax(np.append(values, 1)))
-    _set_log(axes, min(float(largest), 1e6))
+    axes.set_yscale("log")
+    axes.set_ylim(*_gain_limits(gains))
+    _tidy(axes)
     axes.set_xlabel("lag k (steps)")
-    axes.set_ylabel("gain of the state over k steps, log scale")
-    axes.set_title("|∂h(T) / ∂h(T-k)|: 1 holds, less vanishes, more explodes")
-    axes.legend(frameon=False, loc="lower left")
+    axes.set_ylabel("gain |∂h(T) / ∂h(T-k)|, log scale")
+
+
+def _gain_limits(
+    gains: Mapping[str, Float[np.ndarray, " lags"]],
+) -> tuple[float, float]:
+    """Of the axis: 1 is in sight, and no more than is worth it."""
+    known = np.concatenate([values[np.isfinite(values)] for values in gains.values()])
+    low, high = known.min(initial=1.0), known.max(initial=1.0)
+    return max(float(low) / 2, _LEAST), min(float(high) * 3, 1e8)
 
 
 def _draw_gradients(
@@ -100,7 +115,10 @@ def _draw_gradients(
     )
     for i, (name, values) in enumerate(gradients.items()):
         axes.plot(_visible(values), label=name, **_style(i))
-    _set_log(axes, float(known.max(initial=_LEAST)))
+    low, high = known[known > 0].min(initial=1.0), known.max(initial=_LEAST)
+    axes.set_yscale("log")
+    axes.set_ylim(max(min(low, high) / 2, 1e-3 * _LEAST), high * 3)
+    _tidy(axes)
     axes.set_xlabel("step t")
     axes.set_ylabel("norm, log scale")
     axes.set_title("|∂loss / ∂h(t)|")
@@ -151,20 +169,13 @@ def _draw_saturation(axes: "matplotlib.axes.Axes", flows: Mapping[str, Flow]) ->
 
 
 def _visible(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """At the lower edge what lies below it; NaN stays a gap."""
-    return np.where(np.isnan(values), values, np.maximum(values, _LEAST))
+    """What a logarithmic axis can show: zero is near its lower edge, NaN a gap."""
+    return np.where(np.isnan(values), values, np.maximum(values, 1e-3 * _LEAST))
 
 
 def _style(i: int) -> dict[str, Any]:
     line = _LINES[i // len(COLORS) % len(_LINES)]
     return {"color": COLORS[i % len(COLORS)], "linestyle": line}
-
-
-def _set_log(axes: "matplotlib.axes.Axes", largest: float) -> None:
-    axes.set_yscale("log")
-    low = min(float(np.nanmin(line.get_ydata())) for line in axes.lines)
-    axes.set_ylim(max(low / 2, _LEAST), largest * 3)
-    _tidy(axes)
 
 
 def _tidy(axes: "matplotlib.axes.Axes") -> None:

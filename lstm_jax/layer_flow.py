@@ -74,8 +74,9 @@ def make_probe(task: Task, batch_size: int) -> Probe:
             returned[name] = out
             return out if added is None else jax.tree.map(jnp.add, out, added[name])
 
+        carry = task.carry(len(weight))  # it may run the model too, to see its shapes
         with nn.intercept_methods(intercept):
-            sums, _ = task.loss(params, examples, weight, None, task.carry(len(weight)))
+            sums, _ = task.loss(params, examples, weight, None, carry)
         return sums["loss"] / sums["count"], (given, returned)
 
     def flows(params: Params, examples: Examples) -> dict[str, Flow]:
@@ -110,7 +111,8 @@ def make_probe(task: Task, batch_size: int) -> Probe:
         if not processes.leads():
             return {}
         with jax.set_mesh(devices.one_device()):
-            return jax.device_get(compiled(params, examples))
+            found = jax.device_get(compiled(params, examples))
+        return {name: found[name] for name in calls}  # in the order of the model
 
     return probe
 
