@@ -19,7 +19,8 @@ kernel, which begins orthogonal:
 
 An LSTM's forget gates decide: at a bias of 1 a unit keeps its memory for 3 steps, at 5
 for 155 (the median time constant). Of h itself a tenth is left after one step, as it is
-no memory: that is c. What training needs it finds: all six learn the text by heart.
+no memory: that is c. What training needs it finds: in the last 100 updates all six are
+right on 97 to 100 % of the next characters of this text, which they learn by heart.
 Four minutes for `flow.py` on two cores that were busy otherwise (2026-11-23, jax
 0.10.2).
 """

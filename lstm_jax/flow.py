@@ -81,6 +81,8 @@ def measure(
 ) -> Flow:
     """All of this module in one program, compiled once a cell and shape.
 
+    To be run on one device: its loops do not divide the rows over several.
+
     >>> import jax, jax.numpy as jnp, lstm_jax as lj
     >>> from lstm_jax import flow
     >>> cell = lj.lstm(hidden_size=8)

@@ -19,7 +19,7 @@ from toy_runs import (
 )
 
 import lstm_jax as lj
-from lstm_jax import devices, flow, flow_comparison, layer_flow, reporting, sharding
+from lstm_jax import devices, flow, flow_comparison, layer_flow, sharding
 from lstm_jax.data.reviews import START
 from lstm_jax.errors import UserError
 from lstm_jax.flow_comparison import Variant
@@ -89,6 +89,7 @@ def test_of_a_language_model() -> None:
     fields = {"task": "language_model", "data.level": "char", "data.length": 12}
     config = toy_config(**fields, **{"model.cell": "gru"})
     task = make_task(config)
+    task.examples[0]["inputs"][1, 7] = START  # else there is one, which begins a row
     params = jax.jit(task.init)(jax.random.key(0))
     (found,) = layer_flow.make_probe(task, BATCH)(params).values()
     examples = jax.tree.map(lambda a: jnp.asarray(a[:BATCH]), task.examples[0])
@@ -110,8 +111,9 @@ def test_a_run_tells_of_it_and_trains_as_without(tmp_path: Path) -> None:
     config = toy_config(**{"checkpoint.every": 8})
     lj.fit(config, task, tmp_path / "without")
     config.report.flow_every = 6
-    with stopped_at(12, "flow"):
-        lj.fit(config, task, tmp_path / "with")
+    for step in (0, 12):  # before and after the first checkpoint
+        with stopped_at(step, "flow"):
+            lj.fit(config, task, tmp_path / "with")
     lj.fit(config, task, tmp_path / "with")
 
     states = [
@@ -130,18 +132,6 @@ def test_a_run_tells_of_it_and_trains_as_without(tmp_path: Path) -> None:
     )
     assert (tmp_path / "with" / "flow.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "without" / "flow.png").exists()
-
-
-def test_a_run_that_is_killed_before_it_saves_has_one_row_of_its_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reporting, "draw_flow", lambda flows, title: b"")
-    task = toy_task(cells=(lj.simple_rnn(4),))
-    config = toy_config(**{"num_steps": 3, "report.flow_every": 2})
-    with stopped_at(0, "flow"):
-        lj.fit(config, task, tmp_path)
-    lj.fit(config, task, tmp_path)
-    assert [row["step"] for row in rows_of(tmp_path, "flow")] == [0, 2, 3]
 
 
 def test_a_model_without_recurrent_layers_is_refused(tmp_path: Path) -> None:
@@ -163,8 +153,6 @@ def test_comparison(tmp_path: Path) -> None:
     # A step of an orthogonal kernel passes on half of the gradient, times tanh'.
     gains = np.asarray(found["before training"]["half"].lag_gains)
     assert 0.3 < gains[1] < 0.5
-    again = flow_comparison.compare(config, tmp_path, variants)  # of what is trained
-    assert_same(again, found)
     lines = flow_comparison.table(found).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         *("before training", "half", "after training", "half")
