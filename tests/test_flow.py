@@ -73,7 +73,7 @@ FLOWS: dict[str, tuple[lj.Cell, Change]] = {
     ),
 }
 # Whose steps have nothing that another one's lacks.
-SLOW = ("gru_before", "zoneout", "learned_initial", "residual")
+SLOW = ("gru_before", "zoneout", "learned_initial", "residual", "project", "relu_rnn")
 
 
 def loop(
@@ -129,7 +129,7 @@ RESETS = np.array([[0] * 4, [0, 0, 1, 0], [1] * 4], bool)
         *(pytest.param(name, False, False, marks=pytest.mark.slow) for name in SLOW),
         ("learned_initial", True, False),
         ("gru", True, True),
-        ("lstm", False, True),
+        pytest.param("lstm", False, True, marks=pytest.mark.slow),
     ],
 )
 def test_equals_jacobians_of_a_loop(name: str, masked: bool, reverse: bool) -> None:
@@ -262,15 +262,19 @@ def test_the_cell_state_has_gains_of_its_own() -> None:
     params = random_params(cell)
     params |= {"recurrent_kernel": jnp.zeros_like(params["recurrent_kernel"])}
     xs = random_xs(BATCH, TIME)
-    recording = flow.record(cell, params, xs)
-    gains = flow.lag_gains(recording, KEY, field="c", probes=HIDDEN)
+
+    def gains_of(field: str) -> Any:
+        recording = flow.record(cell, params, xs)
+        return flow.lag_gains(recording, KEY, field=field, probes=HIDDEN)
+
+    gains = jax.jit(lambda: gains_of("c"))()
     z = np.asarray(xs @ params["kernel"]) + np.asarray(params["bias"])
     f = 1 / (1 + np.exp(-z[..., HIDDEN : 2 * HIDDEN]))
     kept = np.cumprod(f[:, :0:-1], axis=1)  # of the last step, the last two, ...
     want = np.sqrt(np.square(kept).mean((0, 2)))
     np.testing.assert_allclose(gains, [1, *want], rtol=1e-9)
     with pytest.raises(ValueError, match="named 'x'"):
-        flow.lag_gains(recording, KEY, field="x")
+        jax.eval_shape(lambda: gains_of("x"))
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -285,10 +289,13 @@ def shares(values: np.ndarray, low: float, high: float) -> list[float]:
 def test_gates_are_those_of_the_equations(name: str) -> None:
     cell, lengths = CELLS[name], np.array([4, 2])
     params, xs = random_params(cell), 6 * random_xs(BATCH, TIME)
-    recording = flow.record(cell, params, xs, lengths=jnp.asarray(lengths))
-    found, taus = jax.jit(
-        lambda: (flow.saturation(recording), flow.time_constants(recording))
-    )()
+
+    @jax.jit
+    def measured() -> Any:
+        recording = flow.record(cell, params, xs, lengths=jnp.asarray(lengths))
+        return flow.saturation(recording), flow.time_constants(recording)
+
+    found, taus = measured()
 
     p = jax.tree.map(np.asarray, params)
     gates: dict[str, list[np.ndarray]] = {}
