@@ -97,6 +97,7 @@ def base_config() -> Config:
     config.report = ConfigDict()
     config.report.every = 100  # steps a row of metrics.jsonl
     config.report.evaluate_every = 0  # steps; 0: at the end only, or of each epoch
+    config.report.flow_every = 0  # steps; gradient flow (lstm_jax/flow.py); 0: never
     config.report.samples = False  # a line of input, target and prediction each row
     return config
 
@@ -139,6 +140,7 @@ def check_config(config: Config) -> None:
         ("patience", config.patience),
         ("checkpoint.every", config.checkpoint.every),
         ("report.evaluate_every", config.report.evaluate_every),
+        ("report.flow_every", config.report.flow_every),
     ):
         if value < 0:
             raise UserError(f"{name}={value} must be at least 0")

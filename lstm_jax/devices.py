@@ -169,3 +169,8 @@ def own_mesh(batch_size: int) -> Mesh:
         return mesh
     devices = jax.local_devices()
     return _mesh(devices[: automatic_count(batch_size, len(devices))])
+
+
+def one_device() -> Mesh:
+    """A device of this process alone."""
+    return _mesh(jax.local_devices()[:1])

@@ -20,10 +20,10 @@ Row = dict[str, Any]
 
 _NOT_METRICS = ("step", "epoch", "split", "seconds")
 _SMOOTH_ABOVE = 300  # rows; a shorter train curve is readable as it is
-# Okabe and Ito's palette, which the colour-blind can tell apart; the first is train's.
 _NUMBERED = 20  # classes, above which a confusion matrix has no room for numbers
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette, which the colour-blind can tell apart; the first is train's.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def metrics_of(row: Row) -> list[str]:
@@ -63,12 +63,12 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
     if not names:
         return b""
     splits = dict.fromkeys(("train", *(row["split"] for row in rows)))
-    colors = dict(zip(splits, itertools.cycle(_COLORS), strict=False))
+    colors = dict(zip(splits, itertools.cycle(COLORS), strict=False))
     last = max(rows, key=lambda row: row["step"])
     epochs_per_step = last.get("epoch", 0) / max(last["step"], 1)
     columns = min(len(names), 2)
     lines = math.ceil(len(names) / columns)
-    figure = _figure(6.4 * columns, 4.8 * lines)
+    figure = make_figure(6.4 * columns, 4.8 * lines)
     figure.suptitle(title, parse_math=False)
     for position, name in enumerate(names, start=1):
         axes = figure.add_subplot(lines, columns, position)
@@ -94,7 +94,7 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
         if epochs_per_step:
             to_epoch = (lambda x: x * epochs_per_step, lambda x: x / epochs_per_step)
             axes.secondary_xaxis("top", functions=to_epoch).set_xlabel("epoch")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_line(
@@ -147,7 +147,7 @@ def draw_confusion(
     """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 1.5 + 0.7 * min(len(names), _NUMBERED)
-    figure = _figure(side, side)
+    figure = make_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _NUMBERED:
@@ -163,7 +163,7 @@ def draw_confusion(
     axes.set_ylabel("true")
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
     axes.set_title(f"{accuracy:.2%} of {matrix.sum():,} right")
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_forecast(
@@ -185,21 +185,22 @@ def draw_forecast(
     Returns:
         The PNG.
     """
-    figure = _figure(9.0, 4.5)
+    figure = make_figure(9.0, 4.5)
     axes = figure.add_subplot()
     steps = range(first, first + len(truth))
     axes.plot(steps, truth, color="black", linewidth=1.2, label="truth")
-    axes.plot(steps, baseline, color=_COLORS[4], linewidth=1, label="last value")
-    axes.plot(steps, forecast, color=_COLORS[0], linewidth=1.5, label="forecast")
+    axes.plot(steps, baseline, color=COLORS[4], linewidth=1, label="last value")
+    axes.plot(steps, forecast, color=COLORS[0], linewidth=1.5, label="forecast")
     axes.set_xlabel("step of the test part")
     axes.set_title(title, parse_math=False)
     axes.grid(linewidth=0.5, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
+def make_figure(width: float, height: float) -> "matplotlib.figure.Figure":
+    """An empty figure, of a size in inches."""
     # Here, because matplotlib takes a second to import, which a start of training
     # should not wait for. No pyplot: it keeps global state and may want a display.
     from matplotlib.figure import Figure
@@ -207,7 +208,8 @@ def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: "matplotlib.figure.Figure") -> bytes:
+def to_png(figure: "matplotlib.figure.Figure") -> bytes:
+    """A figure as a file's content."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     return image.getvalue()

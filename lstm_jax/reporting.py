@@ -5,18 +5,22 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from tqdm import tqdm
 
 from lstm_jax.errors import UserError
+from lstm_jax.flow import Flow
+from lstm_jax.flow_pictures import draw_flow
 from lstm_jax.pictures import Row, draw_curves, metrics_of, show_number
 
 if TYPE_CHECKING:
     import tensorboardX
 
 _REDRAW_SECONDS = 30.0
+FLOW = "flow"  # the split of rows about gradient flow
 
 
 class Report(NamedTuple):
@@ -153,19 +157,43 @@ def add_row(report: Report | None, row: Row) -> None:
         _redraw(report)
 
 
+def add_flow(report: Report | None, row: Row, flows: Mapping[str, Flow]) -> None:
+    """Adds a row about gradient flow, of the split `FLOW`, and draws `flow.png`.
+
+    Args:
+        report: from `open_report`.
+        row: as of `add_row`. One that is there already, as a run wrote it that was
+            killed before it had saved anything, is not added again.
+        flows: what is drawn, by layer.
+    """
+    if report is None:
+        return
+    places = [(known["step"], known["split"]) for known in report.rows]
+    if (row["step"], row["split"]) not in places:
+        add_row(report, row)
+    title = f"{report.workdir.name}, step {row['step']:,}"
+    picture = _drawn(lambda: draw_flow(flows, title))
+    write_file(report.workdir / "flow.png", picture)
+
+
 def _redraw(report: Report) -> None:
+    rows = [row for row in report.rows if row["split"] != FLOW]
+    if curves := _drawn(lambda: draw_curves(rows, report.workdir.name)):
+        write_file(report.workdir / "curves.png", curves)
+
+
+def _drawn(draw: Callable[[], bytes]) -> bytes:
     # A figure is megabytes of objects that refer to each other. Python finds those that
     # are young in milliseconds; old ones would stay for minutes, ten figures at a time.
     collects = gc.isenabled()
     gc.disable()
     try:
-        curves = draw_curves(report.rows, report.workdir.name)
+        picture = draw()
         gc.collect(1)
     finally:
         if collects:
             gc.enable()
-    if curves:
-        write_file(report.workdir / "curves.png", curves)
+    return picture
 
 
 def say(report: Report | None, line: str) -> None:

@@ -20,6 +20,7 @@ from lstm_jax import (
     devices,
     diagnosis,
     interrupts,
+    layer_flow,
     processes,
     reporting,
     sharding,
@@ -117,6 +118,9 @@ def _fit(
     abstract = jax.eval_shape(functools.partial(steps.init_state, stepping), keys)
     places = sharding.shardings(steps.state_specs(abstract))
     _check_best(config.checkpoint.best, task, abstract.sums)
+    probe = None
+    if config.report.flow_every:
+        probe = layer_flow.make_probe(task, config.batch_size)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
     source = None if init_from is None else workdirs.load_source(init_from, workdir)
     best = config.checkpoint.best or None
@@ -164,7 +168,8 @@ def _fit(
             if at and processes.leads():
                 print(f"going on from step {at}", file=sys.stderr)
             _train(
-                config, stepping, keys, num_steps, workdir, opened, state, meta, begin
+                *(config, stepping, keys, num_steps, workdir, opened),
+                *(state, meta, begin, probe),
             )
 
 
@@ -243,10 +248,12 @@ def _train(
     state: TrainState,
     meta: dict[str, Any],
     begin: Callable[[], tuple[TrainState, dict[str, Any]]],
+    probe: layer_flow.Probe | None,
 ) -> None:
     """Runs the steps that are left; the loop stops where the host has to look in.
 
-    `begin()` gives the state and the meta of the last checkpoint, now and later.
+    `begin()` gives the state and the meta of the last checkpoint, now and later;
+    `probe`, if there is one, is called every `report.flow_every` steps.
     """
     task, best = stepping.task, config.checkpoint.best
     per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
@@ -290,6 +297,14 @@ def _train(
             add_row("train", *late)
             late = None
 
+    def add_flow() -> None:
+        if probe is not None:
+            flows = probe(state.params)
+            row = {"step": step, "epoch": step / per_epoch, "split": reporting.FLOW}
+            row |= layer_flow.metrics(flows)
+            seconds = time.perf_counter() - begun
+            reporting.add_flow(out, row | {"seconds": seconds}, flows)
+
     def check() -> None:
         """Raises where the run has gone wrong since the last checkpoint."""
         if not fetch(programs.is_finite(state)):
@@ -301,8 +316,11 @@ def _train(
     stack = contextlib.ExitStack()
     received = stack.enter_context(interrupts.noted())
     try:
+        if step == 0:
+            add_flow()
         while step < num_steps and not ended and signal is None:
             periods = (*report_periods, *evaluate_periods, *save_periods)
+            periods = (*periods, report.flow_every)
             stop = min([num_steps, *(_next_stop(step, p) for p in periods if p)])
             while step < stop and signal is None:
                 if len(examples) > 1 and (buckets is None or step % per_epoch == 0):
@@ -323,9 +341,12 @@ def _train(
                 state = state._replace(sums=programs.zeros(state.sums))
             sampled = report.samples and late is not None and task.sample is not None
             measured = last or _is_due(step, evaluate_periods)
+            flows = last or _is_due(step, (report.flow_every,))
             saved = last or _is_due(step, save_periods) or signal is not None
-            if sampled or measured or saved:
+            if sampled or measured or flows or saved:
                 add_late_row()
+            if flows:
+                add_flow()
             if sampled and task.sample is not None:
                 shown = programs.peek(state.step, examples[0])
                 reporting.say(out, task.sample(state.params, shown))

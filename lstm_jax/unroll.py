@@ -91,7 +91,7 @@ def unroll(
       TypeError: on the fused path, gates that close over a traced value.
     """
     batch, time = _check_inputs(xs, resets, implementation, cell)
-    valid = _valid_steps(batch, time, lengths, mask)
+    valid = valid_steps(batch, time, lengths, mask)
     initial = cell.initial_carry(params, batch)
     _check_carry(carry, initial)
     carry = initial if carry is None else carry
@@ -225,9 +225,10 @@ def effective_resets(
     return valid & (count > before)
 
 
-def _valid_steps(
+def valid_steps(
     batch: int, time: int, lengths: Array | None, mask: Array | None
 ) -> Bool[Array, "B T"] | None:
+    """The mask that `lengths` or `mask` of `unroll` stands for; None: all are valid."""
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if mask is not None:

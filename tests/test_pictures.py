@@ -11,7 +11,7 @@ import pytest
 
 from lstm_jax import pictures
 
-BLUE, ORANGE, GREEN = pictures._COLORS[:3]
+BLUE, ORANGE, GREEN = pictures.COLORS[:3]
 
 
 def make_row(step, split="train", **metrics):
@@ -176,5 +176,5 @@ def test_forecast_in_numbers(figures):
         np.testing.assert_array_equal(lines[name].get_ydata(), values)
         np.testing.assert_array_equal(lines[name].get_xdata(), np.arange(3, 23))
     assert axes.get_title() == "1 $step ahead"
-    for color in ("black", BLUE, pictures._COLORS[4]):
+    for color in ("black", BLUE, pictures.COLORS[4]):
         assert count_pixels(png, color) > 100

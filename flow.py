@@ -1,0 +1,37 @@
+"""The vanishing gradient of some cells, measured: `python flow.py`."""
+
+from pathlib import Path
+
+from absl import flags
+
+from lstm_jax import command_line, devices, flow_comparison
+from lstm_jax.compilation import keep_compiled
+from lstm_jax.config import check_config
+
+CHECKOUT = Path(__file__).parent
+CONFIG = command_line.define_config(default=CHECKOUT / "configs" / "gradient_flow.py")
+flags.adopt_module_key_flags(command_line)  # --help lists --config as well
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the picture, the numbers and a run each cell. Default: "
+    "checkpoints/<name of the config>_cells.",
+)
+
+
+def main() -> None:
+    """Trains each cell, and prints what is left of a gradient at some lags."""
+    name = command_line.config_path().stem
+    workdir = CHECKOUT / "checkpoints" / f"{name}_cells"
+    if WORKDIR.value is not None:
+        workdir = Path(WORKDIR.value)
+    check_config(CONFIG.value)
+    devices.use_cpus(CONFIG.value.devices.count, CONFIG.value.batch_size)
+    keep_compiled()
+    found = flow_comparison.compare(CONFIG.value, workdir)
+    print(flow_comparison.table(found))
+    print(f"the picture is in {workdir / 'gradient_flow.png'}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,138 @@
+"""Gradient flow of several cells in one experiment, before training and after it."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lstm_jax import layer_flow, steps
+from lstm_jax.cells import Params
+from lstm_jax.config import Config
+from lstm_jax.flow import Flow
+from lstm_jax.flow_pictures import draw_lag_gains
+from lstm_jax.reporting import write_file
+from lstm_jax.tasks import make_task
+from lstm_jax.training import fit
+from lstm_jax.workdirs import load_params
+
+
+class Variant(NamedTuple):
+    """A cell, and what its recurrent kernels are multiplied by before training."""
+
+    cell: str
+    scale: float = 1.0
+
+
+# The recurrent kernel U of a simple RNN begins orthogonal, so all of its singular
+# values are the scale.
+VARIANTS = {
+    "simple_rnn, 0.5 U": Variant("simple_rnn", 0.5),
+    "simple_rnn": Variant("simple_rnn"),
+    "simple_rnn, 1.5 U": Variant("simple_rnn", 1.5),
+    "gru": Variant("gru"),
+    "lstm": Variant("lstm"),
+    "lstm(forget_bias=5)": Variant("lstm(forget_bias=5)"),
+}
+STAGES = ("before training", "after training")
+_LAGS = (1, 10, 50, 100, 200)
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+# By stage and by the name of a variant, and of its layer where there are several.
+Comparison = dict[str, dict[str, Flow]]
+
+
+def compare(
+    config: Config, workdir: Path, variants: Mapping[str, Variant] = VARIANTS
+) -> Comparison:
+    """Trains each variant of a config in a folder of its own, and measures it.
+
+    Writes `gradient_flow.png` and `gradient_flow.json` to `workdir`. What was trained
+    there before is not trained again; progress goes to stderr.
+
+    Raises:
+      UserError: the config or its data is no use.
+    """
+    found: Comparison = {stage: {} for stage in STAGES}
+    for number, (name, variant) in enumerate(variants.items()):
+        print(name, file=sys.stderr)
+        own = config.copy_and_resolve_references()
+        own.model.cell = variant.cell
+        own.report.flow_every = 0  # it is measured before and after
+        folder = workdir / f"variant_{number}"
+        for stage, flows in zip(STAGES, _measure(own, variant, folder), strict=True):
+            for layer, flow in flows.items():
+                label = name if len(flows) == 1 else f"{name}, {layer}"
+                found[stage][label] = flow
+    gains = {
+        stage: {name: np.asarray(flow.lag_gains) for name, flow in flows.items()}
+        for stage, flows in found.items()
+    }
+    title = "What is left of a change of the state, and of the gradient, k steps away"
+    write_file(workdir / "gradient_flow.png", draw_lag_gains(gains, title))
+    numbers = {
+        stage: {name: _numbers(flow) for name, flow in flows.items()}
+        for stage, flows in found.items()
+    }
+    write_file(workdir / "gradient_flow.json", json.dumps(numbers, indent=1) + "\n")
+    return found
+
+
+def _measure(
+    config: Config, variant: Variant, workdir: Path
+) -> tuple[dict[str, Flow], dict[str, Flow]]:
+    """The flow through each layer, before training and after it."""
+    task = make_task(config)
+    begun = task.init
+
+    def init(key: Any) -> Params:
+        def scaled(path: Any, leaf: Any) -> Any:
+            is_recurrent = path[-1].key == "recurrent_kernel"
+            return variant.scale * leaf if is_recurrent else leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, begun(key))
+
+    task = task._replace(init=init)
+    probe = layer_flow.make_probe(task, config.batch_size)
+    before = probe(jax.jit(init)(steps.make_keys(config.seed).init))
+    with contextlib.redirect_stdout(sys.stderr):
+        result = fit(config, task, workdir)
+    return before, probe(load_params(workdir, result["step"]))
+
+
+def table(found: Comparison) -> str:
+    """The gains at some lags, a line each cell and stage."""
+    width = max(len(name) for flows in found.values() for name in flows)
+    lines = []
+    for stage, flows in found.items():
+        last = max(len(flow.lag_gains) for flow in flows.values())
+        lags = [k for k in _LAGS if k < last]
+        lines.append(f"{stage:{width}}" + "".join(f"  lag {k:<5}" for k in lags))
+        for name, flow in flows.items():
+            gains = "".join(f"  {float(flow.lag_gains[k]):<9.2g}" for k in lags)
+            lines.append(f"{name:{width}}{gains}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _numbers(flow: Flow) -> dict[str, Any]:
+    """For JSON, where what is not finite is null."""
+    taus = np.quantile(flow.time_constants, _QUANTILES)
+    loss = () if flow.loss_gradients is None else flow.loss_gradients
+    return {
+        "lag_gains": _finite(flow.lag_gains),
+        "loss_gradients": _finite(loss),
+        "time_constants": dict(zip(map(str, _QUANTILES), _finite(taus), strict=True)),
+        "saturation": {
+            gate: _finite(shares) for gate, shares in flow.saturation.items()
+        },
+    }
+
+
+def _finite(values: Any) -> list[float | None]:
+    numbers = [float(value) for value in values]
+    return [number if math.isfinite(number) else None for number in numbers]

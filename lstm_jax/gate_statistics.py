@@ -1,0 +1,160 @@
+"""What the gates of a recorded run do: how often they are shut, how long they keep.
+
+Shapes: B batch, T time, U units.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lstm_jax.cells import Cell, extras_of, product, recurrent_product
+from lstm_jax.layout import where_rows
+from lstm_jax.recording import Recording, Step, begun, name_of, pick, put
+from lstm_jax.replay import replay
+
+# The function, the name of its gates, and the ends of its range: beyond them it passes
+# a fifth of its largest derivative or less.
+_SQUASHING = {"logistic": ("sigmoid", 0.05, 0.95), "tanh": ("tanh", -0.95, 0.95)}
+# Of `lstm_jax.lstm`, in the order in which its program has them.
+_LSTM_GATES = ("f", "i", "g", "o", "c")
+
+
+class Saturation(NamedTuple):
+    """How often a gate is shut or wide open.
+
+    Attributes:
+      low: share of its values below 0.05; of a tanh, below -0.95.
+      high: share of its values above 0.95.
+    """
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+
+
+def saturation(recording: Recording) -> dict[str, Saturation]:
+    """How often each sigmoid and each tanh of a step is near the end of its range.
+
+    They are found in the program of `cell.step`, in its order: "sigmoid_0", "tanh_0"
+    and so on, one for each call of the function; those of `lstm_jax.lstm` have their
+    letters, with "c" for the tanh of the cell state. A gate of another shape (a hard
+    sigmoid, an exponential) is not seen.
+
+    Returns:
+      By name, over all units and valid steps.
+    """
+    cell, params = recording.cell, recording.params
+
+    def of_row(carry: Any, x: Array) -> dict[str, Saturation]:
+        # A batch of one: every array is the row's.
+        row = (params, *jax.tree.map(lambda a: jnp.expand_dims(a, 0), (carry, x)))
+        found: list[tuple[str, Saturation]] = []
+
+        def see(primitive: str, values: Any) -> None:
+            if primitive in _SQUASHING:
+                name, low, high = _SQUASHING[primitive]
+                value = values[0].astype(jnp.float32)
+                shares = Saturation(jnp.mean(value < low), jnp.mean(value > high))
+                found.append((name, shares))
+
+        replay(jax.make_jaxpr(cell.step)(*row), jax.tree.leaves(row), see=see)
+        names = _names(cell, [name for name, _ in found])
+        return dict(zip(names, (shares for _, shares in found), strict=True))
+
+    def of_step(_: None, step: Step) -> tuple[None, dict[str, Saturation]]:
+        return None, jax.vmap(of_row)(begun(recording, step), step.x)
+
+    _, shares = lax.scan(of_step, None, recording.steps)
+    valid = recording.steps.valid
+    return jax.tree.map(lambda a: jnp.mean(a, where=valid), shares)
+
+
+def _names(cell: Cell, functions: list[str]) -> list[str]:
+    fused = cell.fused
+    if fused is not None and fused.gates is fused.lstm_gates:
+        return list(_LSTM_GATES)
+    return [f"{name}_{functions[:i].count(name)}" for i, name in enumerate(functions)]
+
+
+def time_constants(
+    recording: Recording, key: PRNGKeyArray | None = None
+) -> Float[Array, " U"]:
+    """Steps in which a unit's own memory falls to 1/e, if nothing is written to it.
+
+    A unit's memory is its c where the state has an array `c`, else its h. It keeps the
+    share f = |d c' / d c| of it in a step, the gates' inputs zx and zh held fixed: the
+    forget gate of an LSTM, z of a GRU, 0 of a simple RNN. With F the mean of f over
+    rows and valid steps, the time constant is -1 / log F: about F^k of it is left after
+    k steps. It is infinite where F is not below 1. Of a cell that has neither an array
+    `c` nor gates made by `lstm_jax.gated`, f is the derivative of a whole step.
+
+    Args:
+      recording: the run.
+      key: of random signs, which matter only where a unit's memory depends on that of
+        others: f is then an estimate of the diagonal. None: always the same ones.
+
+    Returns:
+      Of each unit, in steps; layer after layer of a stack.
+    """
+    key = jax.random.key(0) if key is None else key
+    leaves = _memory(recording.last)
+    keys = [jax.random.fold_in(key, leaf) for leaf in leaves]
+
+    def of_step(sums: list[Array], step: Step) -> tuple[list[Array], None]:
+        before = begun(recording, step)
+        new = []
+        for total, leaf, own in zip(sums, leaves, keys, strict=True):
+            kept = jnp.abs(_diagonal(recording, step, before, leaf, own))
+            kept = where_rows(step.valid, kept, jnp.zeros_like(kept))
+            new.append(total + jnp.sum(kept, axis=0))
+        return new, None
+
+    zeros = [jnp.zeros(a.shape[1:], a.dtype) for a in pick(recording.last, leaves)]
+    sums, _ = lax.scan(of_step, zeros, recording.steps)
+    total = jnp.concatenate([a.reshape(-1) for a in sums])
+    mean = total / jnp.sum(recording.steps.valid).astype(total.dtype)
+    return jnp.where(mean < 1, -1 / jnp.log(mean), jnp.inf)
+
+
+def _memory(state: Any) -> list[int]:
+    """Which leaves are a memory: each `c`, and each `h` without a `c` beside it."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    names = [name_of(path) for path in paths]
+    with_c = {path[:-1] for path, name in zip(paths, names, strict=True) if name == "c"}
+    return [
+        i
+        for i, (path, name) in enumerate(zip(paths, names, strict=True))
+        if name == "c" or (name == "h" and path[:-1] not in with_c)
+    ]
+
+
+def _diagonal(
+    recording: Recording, step: Step, before: Any, leaf: int, key: PRNGKeyArray
+) -> Array:
+    """d new / d old of each entry of one leaf of the state."""
+    cell, params = recording.cell, recording.params
+    (old,) = pick(before, [leaf])
+    fused = cell.fused
+    if fused is None:
+
+        def run(state: Any) -> Any:
+            return cell.step(params, state, step.x)[0]
+
+    else:
+        bias = jnp.expand_dims(params["bias"], 0)
+        zx = product(step.x, params["kernel"], fused.dtype) + bias
+        zh = recurrent_product(fused, params, before.h, None)
+
+        def run(state: Any) -> Any:
+            rows = jax.vmap(fused.gates, in_axes=(None, 0, 0, 0, None))
+            return rows(extras_of(params), state, zx, zh, None)[0]
+
+    def new(old: Array) -> Array:
+        return pick(run(put(before, [leaf], [old])), [leaf])[0]
+
+    # Of a diagonal matrix D any signs s give s * (D s), its diagonal; of another one
+    # that is its mean.
+    signs = jax.random.rademacher(key, old.shape, old.dtype)
+    return signs * jax.jvp(new, (old,), (signs,))[1]
