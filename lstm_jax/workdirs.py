@@ -67,6 +67,18 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
         yield
 
 
+@contextlib.contextmanager
+def unwritable(workdir: Path) -> Iterator[None]:
+    """Of a full disk or a folder without a right to write: one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {workdir} ({error.strerror}): its checkpoints are as "
+            "they were; mend that, and the same command goes on"
+        ) from None
+
+
 def digest(config: Config, files: Mapping[str, str]) -> str:
     """A hash of what makes a run, to tell whether another process has the same."""
     fields = {
