@@ -24,6 +24,7 @@ from lstm_jax import (
     reporting,
     sharding,
     steps,
+    sweeps,
     workdirs,
 )
 from lstm_jax.config import Config, check_config
@@ -37,6 +38,7 @@ from lstm_jax.evaluation import (
     with_evaluation,
 )
 from lstm_jax.loop import Host, run_loop
+from lstm_jax.members import members_of
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
@@ -65,6 +67,7 @@ def fit(
     Returns:
       The metrics of the checkpoint that `predict.py` would load, with its `step`,
       `epoch` and `seconds` (of training, over restarts), `best_step` and `workdir`.
+      Of a config with a `sweep` what `lstm_jax.sweeps.fit` returns.
 
     Raises:
       UserError: the config is no use, or `workdir` holds another run.
@@ -76,6 +79,11 @@ def fit(
             "start train.py with --distributed, or call jax.distributed.initialize"
         )
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
+    if members_of(config):
+        result = sweeps.fit(config, task, workdir, init_from)
+        if result["best"] is not None:
+            _show(task, Path(result["best"]["workdir"]), result["best"]["step"])
+        return result
     mesh = devices.make_mesh(
         config.devices.count,
         config.batch_size,
