@@ -24,7 +24,8 @@ def learning_rate(
     Raises:
       UserError: an unknown schedule, or a warm-up that does not end in time.
     """
-    rate, warmup = config.learning_rate if rate is None else rate, config.warmup_steps
+    rate = config.learning_rate if rate is None else rate
+    warmup = config.warmup_steps
     if not 0 <= warmup < max(num_steps, 1):
         raise UserError(
             f"optimizer.warmup_steps={warmup} must be at least 0 and less than the "

@@ -96,7 +96,7 @@ def add_rows(report: Report, rows: list[Row]) -> None:
 
 
 def outcome(
-    members: Sequence[Member], metrics: Sequence[Metrics], best: str
+    members: Sequence[Member], metrics: Sequence[Metrics | None], best: str
 ) -> tuple[int | None, list[dict[str, Any]]]:
     """What a sweep has reached.
 

@@ -45,8 +45,6 @@ from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping, TrainState
 from lstm_jax.tasks.task import Sums, Task
 
-FOLDER = "members"
-
 
 class Progress(NamedTuple):
     """What the host knows of a member; stored with each checkpoint.
@@ -80,7 +78,11 @@ class Best(NamedTuple):
 
 def folder_of(workdir: str | Path, member: Member) -> Path:
     """The folder of a member's own run."""
-    return Path(workdir, FOLDER, f"seed{member.seed}_lr{member.learning_rate!r}")
+    return Path(
+        workdir,
+        workdirs.MEMBERS_FOLDER,
+        f"seed{member.seed}_lr{member.learning_rate!r}",
+    )
 
 
 def device_count(config: Config, available: int) -> int:
@@ -134,7 +136,7 @@ def fit(
                 if at:
                     print(f"going on from step {at}", file=sys.stderr)
                 # Of a shorter sweep; they are made anew.
-                shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+                shutil.rmtree(workdir / workdirs.MEMBERS_FOLDER, ignore_errors=True)
                 state, progress, meta = _train(
                     made, workdir, opened, state, meta, progress, at
                 )

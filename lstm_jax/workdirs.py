@@ -19,6 +19,7 @@ from lstm_jax.reporting import write_file
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
 LOCK_FILE = ".lock"
+MEMBERS_FOLDER = "members"  # of a sweep: a run's folder each
 # What may differ when a run goes on: it changes no update. The data may have moved: a
 # hash among the task's files tells whether it is the same.
 FREE = (
@@ -184,6 +185,12 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
     Raises:
       UserError: there is none.
     """
+    members = sorted(path.name for path in Path(workdir, MEMBERS_FOLDER).glob("seed*"))
+    if members:
+        raise UserError(
+            f"{workdir} holds a sweep: name the folder of a member, such as "
+            f"{Path(workdir, MEMBERS_FOLDER, members[0])}"
+        )
     with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.best_step(opened, best) if best else None
         step = checkpoints.latest_step(opened) if step is None else step
