@@ -4,23 +4,28 @@ What belongs to members has them along axis 0, which the devices divide. No devi
 needs anything of another one's members, so nothing is communicated.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lstm_jax import steps
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.steps import Keys, Stepping, TrainState
-from lstm_jax.tasks.task import Examples, Sums, Task
+from lstm_jax.tasks.task import Examples, Task
 
 MEMBERS = "lstm_jax_members"  # no name of a user's own axis
+
+
+# As `lstm_jax.tasks.task.Sums`, of every member.
+MemberSums: TypeAlias = dict[str, Float[Array, " M"]]
 
 
 class Member(NamedTuple):
@@ -62,17 +67,17 @@ class Programs(NamedTuple):
       run: `run(states, drawn, active, examples, count)`: so many steps of each member
         that is active, 1 and not 0.
       measure: `measure(params, examples)`: each member's sums over a split's bucket.
-      total: `total(sums)`, over buckets, as `steps.total`.
-      zeros: `zeros(sums)`: zeros, but for a member whose loss is not finite, which
-        `steps.train_steps` leaves as it is from then on.
+      total: `total(sums)`: the sum over buckets.
+      zeros: `zeros(sums, active)`: zeros, but for a member that has ended, or whose
+        loss is not finite: `steps.train_steps` leaves it as it is from then on.
       keep: `keep(best, states, better)`: the parameters that predict, where better.
       is_finite: `is_finite(states)`.
     """
 
     run: Callable[..., TrainState]
-    measure: Callable[[Params, Examples], Sums]
-    total: Callable[[list[Sums]], Sums]
-    zeros: Callable[[Sums], Sums]
+    measure: Callable[[Params, Examples], MemberSums]
+    total: Callable[[list[MemberSums]], MemberSums]
+    zeros: Callable[[MemberSums, Array], MemberSums]
     keep: Callable[..., Params]
     is_finite: Callable[[TrainState], Bool[Array, " M"]]
 
@@ -188,9 +193,12 @@ def make_programs(
 
         return jax.tree.map(choose, best, steps.predicting_params(states))
 
-    def zeros(sums: Sums) -> Sums:
-        going = jnp.isfinite(sums["loss"])
+    def zeros(sums: MemberSums, active: Int[Array, " M"]) -> MemberSums:
+        going = jnp.isfinite(sums["loss"]) & (active == 1)
         return jax.tree.map(lambda a: jnp.where(going, 0, a), sums)
+
+    def total(sums: list[MemberSums]) -> MemberSums:
+        return jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *sums)
 
     every_run = each_member(run)
     measure = each_member(
@@ -204,7 +212,7 @@ def make_programs(
             donate_argnums=0,
         ),
         measure=jax.jit(measure),
-        total=jax.jit(steps.total),
+        total=jax.jit(total),
         zeros=jax.jit(zeros),
         keep=jax.jit(keep, donate_argnums=0),
         is_finite=jax.jit(

@@ -24,7 +24,7 @@ def learning_rate(
     Raises:
       UserError: an unknown schedule, or a warm-up that does not end in time.
     """
-    rate = config.learning_rate if rate is None else rate
+    peak = config.learning_rate if rate is None else rate
     warmup = config.warmup_steps
     if not 0 <= warmup < max(num_steps, 1):
         raise UserError(
@@ -32,16 +32,16 @@ def learning_rate(
             f"number of steps, {num_steps}"
         )
     if config.schedule == "constant":
-        after = optax.constant_schedule(rate)
+        after = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(rate, num_steps - warmup)
+        after = optax.cosine_decay_schedule(peak, num_steps - warmup)
     else:
         raise UserError(
             f"unknown optimizer.schedule {config.schedule!r}: choose constant or cosine"
         )
     if warmup == 0:
         return after
-    rise = optax.linear_schedule(0.0, rate, warmup)
+    rise = optax.linear_schedule(0.0, peak, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
 

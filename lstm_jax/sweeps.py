@@ -40,10 +40,10 @@ from lstm_jax.evaluation import (
     with_evaluation,
 )
 from lstm_jax.loop import Host, run_loop
-from lstm_jax.members import Drawn, Member, SweepState
+from lstm_jax.members import Drawn, Member, MemberSums, SweepState
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping, TrainState
-from lstm_jax.tasks.task import Sums, Task
+from lstm_jax.tasks.task import Task
 
 
 class Progress(NamedTuple):
@@ -287,9 +287,9 @@ def _train(
         )
         return state._replace(members=states), number
 
-    def cut(state: SweepState) -> tuple[Sums, SweepState]:
+    def cut(state: SweepState) -> tuple[MemberSums, SweepState]:
         sums = state.members.sums
-        states = state.members._replace(sums=programs.zeros(sums))
+        states = state.members._replace(sums=programs.zeros(sums, active))
         return sums, state._replace(members=states)
 
     def stop(number: int, why: str, **change: Any) -> None:
@@ -299,7 +299,7 @@ def _train(
         seed, rate = made.own[number]
         reporting.say(out, f"seed {seed}, learning rate {rate:g}: {why}")
 
-    def add_rows(split: str, step: int, sums: Sums) -> list[Metrics]:
+    def add_rows(split: str, step: int, sums: MemberSums) -> list[Metrics]:
         found = jax.device_get(sums)  # waits for the device
         rows, metrics = [], []
         seconds = time.perf_counter() - begun
@@ -313,7 +313,7 @@ def _train(
             sweep_report.add_rows(out, rows)
         return metrics
 
-    def add_train_row(step: int, sums: Sums) -> None:
+    def add_train_row(step: int, sums: MemberSums) -> None:
         for number, metrics in enumerate(add_rows("train", step, sums)):
             if metrics["train_loss"] is None and progress[number].is_active():
                 stop(number, "a number is not finite: it ends", diverged=True)

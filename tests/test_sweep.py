@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from lstm_jax.members import Member
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping
 from lstm_jax.sweeps import folder_of
+from lstm_jax.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -158,7 +158,7 @@ class Cut(Exception):  # noqa: N818
 
 
 @pytest.fixture
-def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, Any]]:
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
     """Does something once, when a sweep has written its rows of a step."""
     add_rows, at = sweep_report.add_rows, {}
 
@@ -168,7 +168,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, Any]]:
             act()
 
     monkeypatch.setattr(sweep_report, "add_rows", add)
-    yield at
+    return at
 
 
 def test_stopped_and_continued_is_as_never_stopped(
@@ -230,7 +230,7 @@ def test_a_member_that_diverges_ends_no_other(tmp_path: Path) -> None:
             "report.every": 3,
             "sweep.seeds": 2,
             "sweep.learning_rates": (1.0, 0.1),
-            "checkpoint.every": 4,
+            "checkpoint.every": 5,
         }
     )
     result = lj.fit(config, falling_task(5.5), tmp_path)
@@ -331,11 +331,11 @@ def test_what_cannot_be_swept_makes_no_folder(tmp_path: Path) -> None:
         lj.fit(sweep_config(), ragged_task(2), tmp_path / "run")
     with pytest.raises(UserError, match=r"devices\.count=9 and there are 4"):
         lj.fit(sweep_config(**{"devices.count": 9}), toy_task(), tmp_path / "run")
+    config = sweep_config(**{"checkpoint.best": "all_f1"})
     with pytest.raises(UserError, match="'all_f1' is never evaluated"):
-        config = sweep_config(**{"checkpoint.best": "all_f1"})
         lj.fit(config, toy_task(), tmp_path / "run")
     with pytest.raises(UserError, match="depend on the seed"):
-        lj.tasks.make_task(sweep_config(**{"data.order": "walk"}))
+        make_task(sweep_config(**{"data.order": "walk"}))
     assert not (tmp_path / "run").exists()
 
 
