@@ -29,7 +29,7 @@ from lstm_jax.errors import Interrupted, UserError
 from lstm_jax.members import Member
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping
-from lstm_jax.sweeps import folder_of
+from lstm_jax.sweep_folders import folder_of
 from lstm_jax.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
