@@ -15,6 +15,7 @@ from lstm_jax import (
     explain,
     interrupts,
     processes,
+    sweeps,
     workdirs,
 )
 from lstm_jax.compilation import keep_compiled
@@ -64,7 +65,8 @@ def main() -> None:
     count, batch_size = CONFIG.value.devices.count, CONFIG.value.batch_size
     stored = workdirs.stored_count(workdir)
     _join_processes()
-    devices.use_cpus(count or stored, batch_size)
+    swept = sweeps.device_count(CONFIG.value, devices.allowed_cpus())
+    devices.use_cpus(swept or count or stored, batch_size)
     keep_compiled()
     with processes.leader_first():  # who may have to fetch or encode the data
         task = make_task(CONFIG.value)

@@ -1,5 +1,6 @@
 """Every field of a config, with its default."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -82,9 +83,15 @@ def base_config() -> Config:
     config.optimizer.skip_nonfinite = 0
     config.optimizer.ema = 0.0  # decay of an average of the parameters; 0: none
 
+    config.sweep = ConfigDict()
+    # Many runs at once, each seed with each learning rate: the seeds `seed`, `seed` + 1
+    # and so on, and rates in place of `optimizer.learning_rate`. 0 and (): no sweep.
+    config.sweep.seeds = 0
+    config.sweep.learning_rates = ()
+
     config.devices = ConfigDict()
     # Devices, or on a processor cores, over which a batch is divided. 0: as many as
-    # divide it evenly and leave each 16 rows.
+    # divide it evenly and leave each 16 rows. In a sweep they divide its members.
     config.devices.count = 0
     # Divide parameters and optimizer state over them too, to save memory.
     config.devices.fsdp = False
@@ -154,8 +161,10 @@ def check_config(config: Config) -> None:
             f"patience={config.patience} counts evaluations without a new best: name "
             "its metric in checkpoint.best"
         )
+    swept = _check_sweep(config)
     count = config.devices.count
-    if not 0 <= count <= _MOST_DEVICES or config.batch_size % (count or 1):
+    divides = swept or config.batch_size % (count or 1) == 0
+    if not 0 <= count <= _MOST_DEVICES or not divides:
         raise UserError(
             f"devices.count={count} must divide batch_size={config.batch_size} and be "
             f"at most {_MOST_DEVICES} (0: as many as do)"
@@ -164,6 +173,37 @@ def check_config(config: Config) -> None:
         raise UserError(f"optimizer.ema={config.optimizer.ema} must be in [0, 1)")
     if not 0 <= config.data.holdout < 1:
         raise UserError(f"data.holdout={config.data.holdout} must be in [0, 1)")
+
+
+def _check_sweep(config: Config) -> bool:
+    """Whether there is one, that is of some use."""
+    seeds, rates = config.sweep.seeds, tuple(config.sweep.learning_rates)
+    if seeds < 0 or config.seed + seeds > 2**32:
+        raise UserError(
+            f"sweep.seeds={seeds} must be at least 0, and seed + sweep.seeds at most "
+            "2**32"
+        )
+    for rate in rates:
+        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if not number or not 0 <= rate < math.inf:
+            raise UserError(
+                f"sweep.learning_rates={rates} must be numbers, finite and at least 0, "
+                "such as 1e-4,1e-3"
+            )
+    if len(set(rates)) < len(rates):
+        raise UserError(f"sweep.learning_rates={rates}: give each of them once")
+    swept = seeds > 0 or bool(rates)
+    for name, value, wanted in (
+        ("devices.fsdp", config.devices.fsdp, False),
+        ("report.samples", config.report.samples, False),
+        ("data.buckets", config.data.buckets, 1),
+    ):
+        if swept and value != wanted:
+            raise UserError(
+                f"{name}={value} is nothing for a sweep, whose members are trained at "
+                f"once: set --config.{name}={wanted}"
+            )
+    return swept
 
 
 def refuse_unread(name: str, group: Config, fields: Iterable[str], reader: str) -> None:

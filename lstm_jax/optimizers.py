@@ -5,38 +5,43 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from lstm_jax.config import Config, base_config
 from lstm_jax.errors import UserError
 
 
-def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
+def learning_rate(
+    config: Config, num_steps: int, rate: Float[Array, ""] | None = None
+) -> optax.Schedule:
     """The learning rate over the steps.
 
     Args:
       config: the group `optimizer`.
       num_steps: step at which a cosine schedule reaches zero.
+      rate: in place of the config's, such as that of a sweep's member.
 
     Raises:
       UserError: an unknown schedule, or a warm-up that does not end in time.
     """
-    rate, warmup = config.learning_rate, config.warmup_steps
+    peak = config.learning_rate if rate is None else rate
+    warmup = config.warmup_steps
     if not 0 <= warmup < max(num_steps, 1):
         raise UserError(
             f"optimizer.warmup_steps={warmup} must be at least 0 and less than the "
             f"number of steps, {num_steps}"
         )
     if config.schedule == "constant":
-        after = optax.constant_schedule(rate)
+        after = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(rate, num_steps - warmup)
+        after = optax.cosine_decay_schedule(peak, num_steps - warmup)
     else:
         raise UserError(
             f"unknown optimizer.schedule {config.schedule!r}: choose constant or cosine"
         )
     if warmup == 0:
         return after
-    rise = optax.linear_schedule(0.0, rate, warmup)
+    rise = optax.linear_schedule(0.0, peak, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
 
@@ -78,7 +83,7 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    config: Config, num_steps: int
+    config: Config, num_steps: int, rate: Float[Array, ""] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config.
 
@@ -89,6 +94,7 @@ def make_optimizer(
     Args:
       config: the group `optimizer`.
       num_steps: length of the training, for the schedule.
+      rate: the learning rate in place of the config's; it may be traced.
 
     Raises:
       UserError: an unknown name or a value out of range.
@@ -109,24 +115,24 @@ def make_optimizer(
                 f"optimizer.{field}={config[field]} is nothing for {config.name}: set "
                 f"it to {default}, or optimizer.name to one of {', '.join(names)}"
             )
-    rate = learning_rate(config, num_steps)
+    schedule = learning_rate(config, num_steps, rate)
     momentum = config.momentum or None
     makers = {
         "adam": lambda: optax.chain(
-            scale_by_adam(config.epsilon), optax.scale_by_learning_rate(rate)
+            scale_by_adam(config.epsilon), optax.scale_by_learning_rate(schedule)
         ),
         "adamw": lambda: optax.chain(
             scale_by_adam(config.epsilon),
             optax.add_decayed_weights(config.weight_decay),
-            optax.scale_by_learning_rate(rate),
+            optax.scale_by_learning_rate(schedule),
         ),
         "rmsprop": lambda: optax.rmsprop(
-            rate, decay=0.9, eps=config.epsilon, momentum=momentum
+            schedule, decay=0.9, eps=config.epsilon, momentum=momentum
         ),
         "rmsprop_tf1": lambda: optax.rmsprop(
-            rate, decay=0.9, eps=1e-10, initial_scale=1.0, momentum=momentum
+            schedule, decay=0.9, eps=1e-10, initial_scale=1.0, momentum=momentum
         ),
-        "sgd": lambda: optax.sgd(rate, momentum=momentum),
+        "sgd": lambda: optax.sgd(schedule, momentum=momentum),
     }
     if config.name not in makers:
         raise UserError(

@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 # One line of metrics.jsonl. Keys: `step` (updates done), `epoch`, `split`, `seconds`
-# (training time summed over restarts); every other key is a metric: a Python number,
-# None where it was not finite.
+# (training time summed over restarts), of a sweep's member `seed` and `learning_rate`;
+# every other key is a metric: a Python number, None where it was not finite.
 Row = dict[str, Any]
 
-_NOT_METRICS = ("step", "epoch", "split", "seconds")
+_NOT_METRICS = ("step", "epoch", "split", "seconds", "seed", "learning_rate")
 _SMOOTH_ABOVE = 300  # rows; a shorter train curve is readable as it is
 _NUMBERED = 20  # classes, above which a confusion matrix has no room for numbers
 
@@ -52,6 +52,77 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
     Returns:
         The PNG; empty where no row has any value.
     """
+    splits = dict.fromkeys(("train", *(row["split"] for row in rows)))
+    colors = dict(zip(splits, itertools.cycle(COLORS), strict=False))
+
+    def draw_lines(axes: "matplotlib.axes.Axes", name: str) -> list[float]:
+        known = [row for row in rows if row.get(name) is not None]
+        starred = {row["split"] for row in known} - {"train"} or {"train"}
+        for split in splits:
+            if any(row["split"] == split for row in known):
+                split_rows = [row for row in rows if row["split"] == split]
+                _draw_line(axes, name, split_rows, colors[split], split in starred)
+        return [row[name] for row in known]
+
+    return _draw_panels(rows, title, draw_lines)
+
+
+def draw_spreads(rows: list[Row], title: str) -> bytes:
+    """Draws the curves of a sweep: a panel each metric, a color each learning rate.
+
+    The line is the mean over the seeds, the band around it their standard deviation;
+    training is dashed where another split is evaluated.
+
+    Args:
+        rows: as `lstm_jax.sweep_report.spreads` makes them.
+        title: title of the figure.
+
+    Returns:
+        The PNG; empty where no row has any value.
+    """
+    rates = dict.fromkeys(row["learning_rate"] for row in rows)
+    colors = dict(zip(rates, itertools.cycle(COLORS), strict=False))
+    splits = dict.fromkeys(("train", *(row["split"] for row in rows)))
+
+    def draw_lines(axes: "matplotlib.axes.Axes", name: str) -> list[float]:
+        drawn: list[float] = []
+        for (rate, color), split in itertools.product(colors.items(), splits):
+            known = [
+                (row["step"], *row[name])
+                for row in rows
+                if (row["learning_rate"], row["split"]) == (rate, split)
+                and name in row
+                and row[name].mean is not None
+            ]
+            if not known:
+                continue
+            # As floats, a spread of None is NaN, which is drawn as a gap.
+            steps, mean, sd = np.array(known, dtype=float).T
+            dashed = split == "train" and len(splits) > 1
+            label = f"{rate:g}, {split} {show_number(mean[-1])}"
+            if np.isfinite(sd[-1]):
+                label += f" ± {show_number(sd[-1])}"
+            style = "--" if dashed else "-"
+            marker = "o" if len(known) == 1 else ""
+            axes.plot(steps, mean, style, color=color, label=label, marker=marker)
+            if not dashed:
+                axes.fill_between(steps, mean - sd, mean + sd, color=color, alpha=0.2)
+            drawn += mean.tolist()
+        return drawn
+
+    means = [
+        row | {name: row[name].mean for name in metrics_of(row)}  # None: no value
+        for row in rows
+    ]
+    return _draw_panels(means, title, draw_lines)
+
+
+def _draw_panels(
+    rows: list[Row],
+    title: str,
+    draw_lines: Callable[["matplotlib.axes.Axes", str], list[float]],
+) -> bytes:
+    """Draws a panel each metric; `draw_lines(axes, name)` returns the values."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     keys = dict.fromkeys(key for row in rows for key in metrics_of(row))
@@ -62,8 +133,6 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
     ]
     if not names:
         return b""
-    splits = dict.fromkeys(("train", *(row["split"] for row in rows)))
-    colors = dict(zip(splits, itertools.cycle(COLORS), strict=False))
     last = max(rows, key=lambda row: row["step"])
     epochs_per_step = last.get("epoch", 0) / max(last["step"], 1)
     columns = min(len(names), 2)
@@ -72,15 +141,9 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
     figure.suptitle(title, parse_math=False)
     for position, name in enumerate(names, start=1):
         axes = figure.add_subplot(lines, columns, position)
-        known = [row for row in rows if row.get(name) is not None]
-        values = [row[name] for row in known]
+        values = draw_lines(axes, name)
         is_log = min(values) > 0 and max(values) > 50 * min(values)
         axes.set_yscale("log" if is_log else "linear")
-        starred = {row["split"] for row in known} - {"train"} or {"train"}
-        for split in splits:
-            if any(row["split"] == split for row in known):
-                split_rows = [row for row in rows if row["split"] == split]
-                _draw_line(axes, name, split_rows, colors[split], split in starred)
         axes.set_xlim(0, max(1.02 * last["step"], 1))
         axes.set_xlabel("step (updates)")
         unit = " (fraction)" if "accuracy" in name else ""

@@ -32,6 +32,7 @@ class Report(NamedTuple):
     file: TextIO
     writer: "tensorboardX.SummaryWriter"
     bar: tqdm | None  # None: stderr is no terminal, progress is plain lines
+    draw: Callable[[list[Row], str], bytes]  # the curves, of rows and a title
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -72,8 +73,20 @@ def read_metrics(workdir: str | Path) -> list[Row]:
     return rows
 
 
+def write_metrics(workdir: str | Path, rows: list[Row]) -> Path:
+    """Writes `metrics.jsonl` of a run anew; its path."""
+    path = Path(workdir) / "metrics.jsonl"
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def open_report(
-    workdir: str | Path, *, step: int, total_steps: int, texts: dict[str, str]
+    workdir: str | Path,
+    *,
+    step: int,
+    total_steps: int,
+    texts: dict[str, str],
+    draw: Callable[[list[Row], str], bytes] | None = None,
 ) -> Report:
     """Opens the report of a run that starts, or resumes, at `step`.
 
@@ -85,6 +98,7 @@ def open_report(
         step: updates done so far, 0 for a new run.
         total_steps: updates done when the run is complete.
         texts: title to text, shown in TensorBoard (the config, the summary).
+        draw: gives a PNG of rows and a title; None: `draw_curves`.
 
     Returns:
         The report; `close_report` must close it.
@@ -98,8 +112,7 @@ def open_report(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-    path = workdir / "metrics.jsonl"
-    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+    path = write_metrics(workdir, rows)
     # The writer names its file by the second and truncates what is there: without a
     # suffix of its own, a quick restart would erase the events before it.
     suffix = f".{len(list(workdir.glob('events.out.tfevents.*')))}"
@@ -119,7 +132,8 @@ def open_report(
             miniters=1,  # each row moves the bar, whatever the pace before it
             bar_format="step {n}/{total} |{bar}| [{elapsed}<{remaining}{postfix}]",
         )
-    return Report(workdir, total_steps, rows, path.open("a"), writer, bar)
+    draw = draw or draw_curves
+    return Report(workdir, total_steps, rows, path.open("a"), writer, bar, draw)
 
 
 def add_row(report: Report | None, row: Row) -> None:
@@ -132,28 +146,50 @@ def add_row(report: Report | None, row: Row) -> None:
     """
     if report is None:
         return
-    is_train = row["split"] == "train"
-    previous = next(
-        (r for r in reversed(report.rows) if (r["split"] == "train") == is_train),
-        {"step": 0, "seconds": 0.0},
-    )
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
-    report.rows.append(finite)
-    # One write and one flush: a kill tears the last line at most.
-    report.file.write(json.dumps(finite) + "\n")
-    report.file.flush()
+    previous = row_before(report, row["split"])
+    (finite,) = write_rows(report, [row])
     for name in metrics_of(finite):
         if finite[name] is not None:
             tag = f"{row['split']}/{name}"
             report.writer.add_scalar(tag, finite[name], row["step"])
     _show(report, row, previous)
-    # Now and then, so that a killed run has curves too: at the first evaluation after
-    # each 30 s of training.
+    redraw_now_and_then(report, previous, row)
+
+
+def row_before(report: Report, split: str) -> Row:
+    """The row of training, or of evaluation, that was the last before this one."""
+    is_train = split == "train"
+    return next(
+        (r for r in reversed(report.rows) if (r["split"] == "train") == is_train),
+        {"step": 0, "seconds": 0.0},
+    )
+
+
+def write_rows(report: Report, rows: list[Row]) -> list[Row]:
+    """Adds rows to `metrics.jsonl`, as they are there: not finite is null."""
+    written = [
+        {
+            key: None
+            if isinstance(value, float) and not math.isfinite(value)
+            else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+    report.rows.extend(written)
+    # One write and one flush: a kill tears the last line at most.
+    report.file.write("".join(json.dumps(row) + "\n" for row in written))
+    report.file.flush()
+    return written
+
+
+def redraw_now_and_then(report: Report, previous: Row, row: Row) -> None:
+    """Draws the curves at the first evaluation after each 30 s of training.
+
+    So that a killed run has curves too.
+    """
     periods = [r["seconds"] // _REDRAW_SECONDS for r in (previous, row)]
-    if not is_train and periods[1] > periods[0]:
+    if row["split"] != "train" and periods[1] > periods[0]:
         _redraw(report)
 
 
@@ -178,7 +214,7 @@ def add_flow(report: Report | None, row: Row, flows: Mapping[str, Flow]) -> None
 
 def _redraw(report: Report) -> None:
     rows = [row for row in report.rows if row["split"] != FLOW]
-    if curves := _drawn(lambda: draw_curves(rows, report.workdir.name)):
+    if curves := _drawn(lambda: report.draw(rows, report.workdir.name)):
         write_file(report.workdir / "curves.png", curves)
 
 

@@ -163,14 +163,14 @@ def split_rows(tree: PyTree) -> PyTree:
 
 def replicate(tree: PyTree) -> PyTree:
     """The same arrays, all of them on every device."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if ROWS not in jax.sharding.get_abstract_mesh().auto_axes:
         return tree
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, Rows().none), tree)
 
 
 def split_params(tree: PyTree) -> PyTree:
     """The same arrays, divided over the devices as `param_specs` says."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if ROWS not in jax.sharding.get_abstract_mesh().auto_axes:
         return tree
     return jax.tree.map(lax.with_sharding_constraint, tree, param_specs(tree))
 

@@ -236,29 +236,35 @@ def train_steps(
     The count is an argument of the compiled program, not a part of it: any number of
     steps runs the same code, and so gives the same bits, however it is divided.
     """
-    task, batch_size = stepping.task, stepping.batch_size
-    per_epoch = steps_per_epoch(task, batch_size)
+    per_epoch = steps_per_epoch(stepping.task, stepping.batch_size)
     size = size_of(examples)
 
-    def goes_on(carried: Any) -> Bool[Array, ""]:
-        done, state, _ = carried
-        return (done < count) & jnp.isfinite(state.sums["loss"])
+    def goes_on(
+        until: Int[Array, ""], carried: tuple[Int[Array, ""], TrainState]
+    ) -> Bool[Array, ""]:
+        done, state = carried
+        return (done < until) & jnp.isfinite(state.sums["loss"])
 
-    def body(carried: Any) -> Any:
-        done, state, plan = carried
-        plan = jax.lax.cond(
-            state.step % per_epoch == 0,
-            lambda: make_plan(stepping, keys, state.step, bucket, size),
-            lambda: plan,
-        )
-        chosen, weight = take_indices(stepping, plan, state.step)
-        batch = split_rows(jax.tree.map(lambda a: a[chosen], examples))
-        state = begin_epoch(stepping, state)
-        return done + 1, train_step(stepping, keys, state, batch, weight), plan
+    # A loop in a loop: in a sweep by `jax.vmap` the branches of a condition would all
+    # be computed, and so an epoch's order at every step.
+    def rest_of_epoch(carried: Any) -> Any:
+        done, state = carried
+        plan = make_plan(stepping, keys, state.step, bucket, size)
+        until = jnp.minimum(count, done + per_epoch - state.step % per_epoch)
 
-    plan = make_plan(stepping, keys, state.step, bucket, size)
-    carried = jnp.zeros_like(count), state, plan
-    return jax.lax.while_loop(goes_on, body, carried)[1]
+        def body(carried: Any) -> Any:
+            done, state = carried
+            chosen, weight = take_indices(stepping, plan, state.step)
+            batch = split_rows(jax.tree.map(lambda a: a[chosen], examples))
+            state = begin_epoch(stepping, state)
+            return done + 1, train_step(stepping, keys, state, batch, weight)
+
+        return jax.lax.while_loop(functools.partial(goes_on, until), body, carried)
+
+    carried = jnp.zeros_like(count), state
+    return jax.lax.while_loop(
+        functools.partial(goes_on, count), rest_of_epoch, carried
+    )[1]
 
 
 def make_plan(

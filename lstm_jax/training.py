@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,21 @@ from lstm_jax import (
     reporting,
     sharding,
     steps,
+    sweeps,
     workdirs,
 )
 from lstm_jax.config import Config, check_config
-from lstm_jax.errors import Interrupted, UserError
+from lstm_jax.errors import UserError
+from lstm_jax.evaluation import (
+    Metrics,
+    Record,
+    check_best,
+    means_of,
+    metrics_of,
+    with_evaluation,
+)
+from lstm_jax.loop import Host, run_loop
+from lstm_jax.members import members_of
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
@@ -57,6 +68,7 @@ def fit(
     Returns:
       The metrics of the checkpoint that `predict.py` would load, with its `step`,
       `epoch` and `seconds` (of training, over restarts), `best_step` and `workdir`.
+      Of a config with a `sweep` what `lstm_jax.sweeps.fit` returns.
 
     Raises:
       UserError: the config is no use, or `workdir` holds another run.
@@ -68,6 +80,11 @@ def fit(
             "start train.py with --distributed, or call jax.distributed.initialize"
         )
     workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
+    if members_of(config):
+        result = sweeps.fit(config, task, workdir, init_from)
+        if result["best"] is not None:
+            _show(task, Path(result["best"]["workdir"]), result["best"]["step"])
+        return result
     mesh = devices.make_mesh(
         config.devices.count,
         config.batch_size,
@@ -117,7 +134,7 @@ def _fit(
     keys = steps.make_keys(config.seed)
     abstract = jax.eval_shape(functools.partial(steps.init_state, stepping), keys)
     places = sharding.shardings(steps.state_specs(abstract))
-    _check_best(config.checkpoint.best, task, abstract.sums)
+    check_best(config.checkpoint.best, task, abstract.sums)
     probe = None
     if config.report.flow_every:
         probe = layer_flow.make_probe(task, config.batch_size)
@@ -129,7 +146,7 @@ def _fit(
         if processes.leads():
             stack.enter_context(workdirs.claimed(workdir, config, task.files))
         processes.wait()
-        stack.enter_context(_unwritable(workdir))
+        stack.enter_context(workdirs.unwritable(workdir))
         if processes.leads():
             print(task.summary, flush=True)
         opened = stack.enter_context(
@@ -171,18 +188,6 @@ def _fit(
                 *(config, stepping, keys, num_steps, workdir, opened),
                 *(state, meta, begin, probe),
             )
-
-
-@contextlib.contextmanager
-def _unwritable(workdir: Path) -> Iterator[None]:
-    """Of a full disk or a folder without a right to write: one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {workdir} ({error.strerror}): its checkpoints are as "
-            "they were; mend that, and the same command goes on"
-        ) from None
 
 
 # Steps of a dispatch whose number is on the device from the beginning.
@@ -250,7 +255,7 @@ def _train(
     begin: Callable[[], tuple[TrainState, dict[str, Any]]],
     probe: layer_flow.Probe | None,
 ) -> None:
-    """Runs the steps that are left; the loop stops where the host has to look in.
+    """Runs the steps that are left.
 
     `begin()` gives the state and the meta of the last checkpoint, now and later;
     `probe`, if there is one, is called every `report.flow_every` steps.
@@ -259,13 +264,8 @@ def _train(
     per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
     programs = _programs(stepping, keys)
     examples, splits = sharding.put((task.examples, task.splits))
-    step, report = int(state.step), config.report
+    step = at = int(state.step)  # `at`: to which it got
     begun = time.perf_counter() - meta["seconds"]
-    # Without epochs in the config, an epoch's end is nothing to stop for.
-    epoch_period = per_epoch if config.num_epochs else 0
-    evaluate_periods = (report.evaluate_every, epoch_period)
-    save_periods = (config.checkpoint.every, epoch_period)
-    report_periods = (report.every, epoch_period)
     texts = {"config": config.to_json_best_effort(indent=2), "summary": task.summary}
     out = None
     if processes.leads():
@@ -276,109 +276,90 @@ def _train(
         files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
         workdirs.store(workdir, config, files)
 
-    def add_row(split: str, step: int, sums: Sums) -> dict[str, float | None]:
-        numbers = fetch(sums)  # waits for the device
-        if split == "train" and not math.isfinite(numbers["loss"]):
-            raise _NotFiniteError
-        means = _means(task, numbers)
-        row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
-        reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
-        # Not finite is null, in the checkpoint's metrics as in metrics.jsonl.
-        return {
-            f"{split}_{name}": value if math.isfinite(value) else None
-            for name, value in means.items()
-        }
-
-    late: tuple[int, Sums] | None = None  # a row that the device may still compute
-
-    def add_late_row() -> None:
-        nonlocal late
-        if late is not None:
-            add_row("train", *late)
-            late = None
-
-    def add_flow() -> None:
-        if probe is not None:
-            flows = probe(state.params)
-            row = {"step": step, "epoch": step / per_epoch, "split": reporting.FLOW}
-            row |= layer_flow.metrics(flows)
-            seconds = time.perf_counter() - begun
-            reporting.add_flow(out, row | {"seconds": seconds}, flows)
-
-    def check() -> None:
-        """Raises where the run has gone wrong since the last checkpoint."""
-        if not fetch(programs.is_finite(state)):
-            raise _NotFiniteError
+    def follow(state: TrainState, step: int) -> None:
+        assert probe is not None
+        flows = probe(state.params)
+        row = {"step": step, "epoch": step / per_epoch, "split": reporting.FLOW}
+        row |= layer_flow.metrics(flows)
+        seconds = time.perf_counter() - begun
+        reporting.add_flow(out, row | {"seconds": seconds}, flows)
 
     buckets: np.ndarray | None = None  # of the steps of this epoch
     record = Record(**(meta.get("record") or {}))
-    ended, signal = False, None
-    stack = contextlib.ExitStack()
-    received = stack.enter_context(interrupts.noted())
+
+    def advance(state: TrainState, step: int, count: int) -> tuple[TrainState, int]:
+        nonlocal at, buckets
+        if len(examples) > 1 and (buckets is None or step % per_epoch == 0):
+            buckets = fetch(programs.schedule(state.step))
+        bucket, count = _same_bucket(buckets, step % per_epoch, count)
+        at = step + count
+        where = programs.number(bucket), programs.number(count)
+        return programs.run(state, examples[bucket], *where), count
+
+    def cut(state: TrainState) -> tuple[Sums, TrainState]:
+        return state.sums, state._replace(sums=programs.zeros(state.sums))
+
+    def add_row(split: str, step: int, sums: Sums) -> Metrics:
+        sums = fetch(sums)  # waits for the device
+        if split == "train" and not math.isfinite(sums["loss"]):
+            raise _NotFiniteError
+        means = means_of(task, sums)
+        row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
+        reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
+        return metrics_of(split, means)
+
+    def add_train_row(step: int, sums: Sums) -> None:
+        add_row("train", step, sums)
+
+    def sample(state: TrainState) -> None:
+        assert task.sample is not None
+        shown = programs.peek(state.step, examples[0])
+        reporting.say(out, task.sample(state.params, shown))
+
+    def evaluate(state: TrainState, step: int) -> tuple[TrainState, Metrics, bool]:
+        nonlocal record
+        metrics = _evaluate(programs, splits, state, step, add_row)
+        record = with_evaluation(record, metrics, best)
+        ended = bool(config.patience) and record.waited >= config.patience
+        if ended and step < num_steps:
+            reporting.say(
+                out, f"{best} has not improved {record.waited} times: the end"
+            )
+        return state, metrics, ended
+
+    def save(state: TrainState, step: int, metrics: Metrics, ended: bool) -> None:
+        if not fetch(programs.is_finite(state)):
+            raise _NotFiniteError
+        meta = {
+            "metrics": metrics,
+            "epoch": step / per_epoch,
+            "seconds": time.perf_counter() - begun,
+            "record": record._asdict(),
+            "ended": ended,
+        }
+        checkpoints.save(opened, step, state, meta)
+
+    samples = config.report.samples and task.sample is not None
+    host = Host(
+        advance,
+        cut,
+        add_train_row,
+        sample if samples else None,
+        None if probe is None else follow,
+        evaluate,
+        save,
+    )
     try:
-        if step == 0:
-            add_flow()
-        while step < num_steps and not ended and signal is None:
-            periods = (*report_periods, *evaluate_periods, *save_periods)
-            periods = (*periods, report.flow_every)
-            stop = min([num_steps, *(_next_stop(step, p) for p in periods if p)])
-            while step < stop and signal is None:
-                if len(examples) > 1 and (buckets is None or step % per_epoch == 0):
-                    buckets = fetch(programs.schedule(state.step))
-                bucket, count = _same_bucket(buckets, step % per_epoch, stop - step)
-                state = programs.run(
-                    state,
-                    examples[bucket],
-                    programs.number(bucket),
-                    programs.number(count),
-                )
-                step += count
-                add_late_row()  # only now, with the next steps under way
-                signal = received()
-            last = step == num_steps
-            if last or _is_due(step, report_periods):
-                late = (step, state.sums)
-                state = state._replace(sums=programs.zeros(state.sums))
-            sampled = report.samples and late is not None and task.sample is not None
-            measured = last or _is_due(step, evaluate_periods)
-            flows = last or _is_due(step, (report.flow_every,))
-            saved = last or _is_due(step, save_periods) or signal is not None
-            if sampled or measured or flows or saved:
-                add_late_row()
-            if flows:
-                add_flow()
-            if sampled and task.sample is not None:
-                shown = programs.peek(state.step, examples[0])
-                reporting.say(out, task.sample(state.params, shown))
-            metrics: dict[str, float | None] = {}
-            if measured:
-                metrics = _evaluate(programs, splits, state, step, add_row)
-                record = _with_evaluation(record, metrics, best)
-                ended = bool(config.patience) and record.waited >= config.patience
-                if ended and not last:
-                    reporting.say(
-                        out, f"{best} has not improved {record.waited} times: the end"
-                    )
-            if saved or (measured and bool(best)):
-                check()
-                meta = {
-                    "metrics": metrics,
-                    "epoch": step / per_epoch,
-                    "seconds": time.perf_counter() - begun,
-                    "record": record._asdict(),
-                    "ended": ended,
-                }
-                checkpoints.save(opened, step, state, meta)
-        if signal is not None:
-            raise Interrupted(signal, step)
-    except _NotFiniteError:
-        reporting.say(out, "a number is not finite: looking where")
-        state, _ = begin()
-        raise _where_not_finite(
-            stepping, keys, workdir, state, examples, step, programs.run
-        ) from None
+        with interrupts.noted() as received:
+            try:
+                run_loop(config, host, state, step, num_steps, per_epoch, received)
+            except _NotFiniteError:
+                reporting.say(out, "a number is not finite: looking where")
+                state, _ = begin()
+                raise _where_not_finite(
+                    stepping, keys, workdir, state, examples, at, programs.run
+                ) from None
     finally:
-        stack.close()
         reporting.close_report(out)
 
 
@@ -417,40 +398,16 @@ def _where_not_finite(
     )
 
 
-class Record(NamedTuple):
-    """What early stopping knows; stored with each checkpoint.
-
-    Attributes:
-      metric: which is scored; with another one, all begins anew.
-      score: of the best evaluation so far, the greater the better; None: of none.
-      waited: evaluations since.
-    """
-
-    metric: str = ""
-    score: float | None = None
-    waited: int = 0
-
-
-def _with_evaluation(
-    record: Record, metrics: dict[str, float | None], best: str
-) -> Record:
-    record = record if record.metric == best else Record(best)
-    score = checkpoints.score(metrics, best or None)
-    if score > (-math.inf if record.score is None else record.score):
-        return Record(best, score, 0)
-    return record._replace(waited=record.waited + 1)
-
-
 def _evaluate(
     programs: Programs,
     splits: dict[str, Buckets],
     state: TrainState,
     step: int,
-    add_row: Callable[[str, int, Sums], dict[str, float | None]],
-) -> dict[str, float | None]:
-    """A row of metrics for each split; all of their metrics, by split and name."""
+    add_row: Callable[[str, int, Sums], Metrics],
+) -> Metrics:
+    """A row of metrics for each split; all of their metrics."""
     params = steps.predicting_params(state)
-    metrics: dict[str, float | None] = {}
+    metrics: Metrics = {}
     for name, buckets in splits.items():
         sums = [programs.measure(params, bucket) for bucket in buckets]
         metrics |= add_row(name, step, programs.total(sums))
@@ -475,29 +432,3 @@ def fetch(tree: Any) -> Any:
     for these.
     """
     return jax.device_get(tree)
-
-
-def _means(task: Task, sums: dict[str, Any]) -> dict[str, float]:
-    known = {name: float(value) for name, value in sums.items()}
-    count = known.pop("count")  # 0: all updates were skipped
-    means = {k: value / count if count else math.nan for k, value in known.items()}
-    means = {"loss": means.pop("loss"), **means}
-    return means if task.finish is None else task.finish(means)
-
-
-def _next_stop(step: int, period: int) -> int:
-    return step // period * period + period
-
-
-def _is_due(step: int, periods: tuple[int, ...]) -> bool:
-    return any(step % period == 0 for period in periods if period)
-
-
-def _check_best(best: str, task: Task, sums: Any) -> None:
-    metrics = list(_means(task, dict.fromkeys(sums, 1.0)))
-    known = [f"{split}_{name}" for split in task.splits for name in metrics]
-    if best and best not in known:
-        raise UserError(
-            f"checkpoint.best={best!r} is never evaluated: choose one of "
-            f"{', '.join(known)}"
-        )

@@ -19,6 +19,7 @@ from lstm_jax.reporting import write_file
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
 LOCK_FILE = ".lock"
+MEMBERS_FOLDER = "members"  # of a sweep: a run's folder each
 # What may differ when a run goes on: it changes no update. The data may have moved: a
 # hash among the task's files tells whether it is the same.
 FREE = (
@@ -65,6 +66,18 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
                 f"cannot write to {workdir} ({error.strerror}): {_other(workdir)}"
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def unwritable(workdir: Path) -> Iterator[None]:
+    """Of a full disk or a folder without a right to write: one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {workdir} ({error.strerror}): its checkpoints are as "
+            "they were; mend that, and the same command goes on"
+        ) from None
 
 
 def digest(config: Config, files: Mapping[str, str]) -> str:
@@ -172,6 +185,12 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
     Raises:
       UserError: there is none.
     """
+    members = sorted(path.name for path in Path(workdir, MEMBERS_FOLDER).glob("seed*"))
+    if members:
+        raise UserError(
+            f"{workdir} holds a sweep: name the folder of a member, such as "
+            f"{Path(workdir, MEMBERS_FOLDER, members[0])}"
+        )
     with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.best_step(opened, best) if best else None
         step = checkpoints.latest_step(opened) if step is None else step

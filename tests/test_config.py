@@ -72,7 +72,7 @@ def test_missing_group_is_named_by_a_field() -> None:
     assert "has no field report.evaluate_every: " in message_of(ConfigDict(fields))
 
 
-@pytest.mark.parametrize("name", ["sead", "model.hiden_size", "sweep.seeds"])
+@pytest.mark.parametrize("name", ["sead", "model.hiden_size", "swept.seeds"])
 def test_unknown_field_is_named(name: str) -> None:
     fields = toy_config().to_dict()
     *groups, field = name.split(".")

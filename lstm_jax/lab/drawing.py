@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_jax.pictures import COLORS, new_figure, to_png
+from lstm_jax.pictures import COLORS, make_figure, to_png
 
 
 def draw_learning(problem: str, about: dict[str, Any], curves: dict[str, Any]) -> bytes:
@@ -16,7 +16,7 @@ def draw_learning(problem: str, about: dict[str, Any], curves: dict[str, Any]) -
       about: as `examine.describe` gives it.
       curves: as `examine.learnt` gives them, by cell, the new one first.
     """
-    figure = new_figure(5.2, 3.8)
+    figure = make_figure(5.2, 3.8)
     axes = figure.add_subplot()
     axes.axhline(
         about["baseline"], color="black", linestyle=":", linewidth=1.2, label="baseline"
@@ -52,7 +52,7 @@ def draw_costs(costs: dict[str, Any]) -> bytes:
     Args:
       costs: `cost.Cost` as a dict, by cell, the new one first.
     """
-    figure = new_figure(5.2, 0.8 + 0.7 * len(costs))
+    figure = make_figure(5.2, 0.8 + 0.7 * len(costs))
     axes = figure.add_subplot()
     places = np.arange(len(costs))[::-1]
     for shift, field, color in (
@@ -75,7 +75,7 @@ def draw_gains(flows: dict[str, Any]) -> bytes:
     Args:
       flows: as `examine.follow` gives them, by cell, the new one first.
     """
-    figure = new_figure(6.4, 4.2)
+    figure = make_figure(6.4, 4.2)
     axes = figure.add_subplot()
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     for number, (name, found) in reversed(list(enumerate(flows.items()))):

@@ -47,6 +47,14 @@ def make_task(config: Config) -> Task:
     check_config(config)
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}: choose {', '.join(TASKS)}")
+    # What is drawn by the seed on the host would be another one's for each member.
+    seeded = config.data.holdout and config.task != "regress"
+    if config.sweep.seeds > 1 and (seeded or config.data.order == "walk"):
+        raise UserError(
+            f"data.holdout={config.data.holdout} and data.order={config.data.order!r} "
+            "depend on the seed, and a sweep's members share their data: set "
+            "data.holdout=0 and data.order=shuffled, or sweep.seeds=1"
+        )
     unread = set(config.data) - {"path", "tfds_dir", *_READ[config.task]}
     refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
     try:
