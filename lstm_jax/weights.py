@@ -3,6 +3,7 @@
 An array's name is its place in the nested dict, joined by "/": "head/kernel".
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +69,12 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator=_SEPARATOR): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def put_leaves(tree: PyTree, named: Mapping[str, Any]) -> PyTree:
+    """The tree with other leaves, by the names that `named_leaves` gives them."""
+    leaves = [named[name] for name in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _nested(named: dict[str, Any]) -> Params:
