@@ -57,7 +57,7 @@ def export_step(
       The program: (weights, x [B, D], carry) -> (y, carry).
     """
     params = jax.eval_shape(lambda: params)
-    (batch,) = export.symbolic_shape("batch")
+    batch: Any = export.symbolic_shape("batch")[0]
     carry = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
 
     def step(weights: Any, x: Any, given: Any) -> tuple[PyTree, Any]:
@@ -99,6 +99,7 @@ def export_sequence(
       order.
     """
     params = jax.eval_shape(lambda: params)
+    batch: Any
     batch, steps = export.symbolic_shape(f"batch, {'time' if time is None else time}")
     initial = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
 
