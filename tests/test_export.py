@@ -39,12 +39,10 @@ def two_outputs() -> lj.Cell:
 
 CELLS = {
     "lstm": lj.lstm(5),
-    "lstm in bfloat16": lj.lstm(5, dtype=jnp.bfloat16),
     "gru": lj.gru(5),
     "gru, reset before": lj.gru(5, reset_after=False),
     "layer_norm": combinators.layer_norm(lj.lstm(5)),
     "stack": combinators.stack(lj.lstm(5), combinators.residual(lj.gru(5))),
-    "own product": combinators.block_diagonal(lj.lstm(6), 2),
     "learned carry": combinators.learned_initial_carry(lj.gru(5)),
     "noise": combinators.zoneout(combinators.recurrent_dropout(lj.lstm(5), 0.3), 0.2),
     "min_gru": lj.min_gru(5),
@@ -167,7 +165,6 @@ def test_numbers_without_the_package(name: str, exported: Path) -> None:
         }
 
     whole = {k: named_leaves(v) for k, v in expected(carry, xs, lengths).items()}
-    tolerance = 2e-2 if "bfloat16" in name else 2e-6
     start = 0
     for batch, kinds in KINDS.items():
         for kind in kinds:
@@ -175,11 +172,33 @@ def test_numbers_without_the_package(name: str, exported: Path) -> None:
                 np.testing.assert_allclose(
                     found.pop(f"{batch}/{kind}/{key}"),
                     value[start : start + batch],
-                    atol=tolerance,
+                    atol=2e-6,
                     rtol=0,
                 )
         start += batch
     assert not found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "tolerance"),
+    [
+        (lj.lstm(5, dtype=jnp.bfloat16), 2e-2),
+        (combinators.block_diagonal(lj.lstm(6), 2), 2e-6),
+        (combinators.project(lj.slstm(6), 4), 2e-6),
+    ],
+    ids=["bfloat16", "own product", "projected"],
+)
+def test_numbers_of_more_cells(cell: lj.Cell, tolerance: float) -> None:
+    params = random_params(cell)
+    made = serialize(export_sequence(cell, params, FEATURES))
+    xs = np.random.default_rng(0).normal(size=(2, TIME, FEATURES)).astype(np.float32)
+    found = export.deserialize(bytearray(made)).call(named_leaves(params), xs)
+    last, ys = lj.unroll(cell, params, xs)
+    for a, b in zip(
+        jax.tree.leaves(found), jax.tree.leaves((ys, named_leaves(last))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
 
 
 def test_programs_are_for_all_platforms_and_versions(exported: Path) -> None:

@@ -238,41 +238,59 @@ def test_the_packages_of_the_extra_are_named(
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_page_works(
-    tmp_path: Path, call: Callable[..., Finished], monkeypatch: Any
-) -> None:
-    """The commands of docs/serving.md, and its loaders without the package."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reviews.csv").write_text(
+def run_command(
+    number: int, task: str, length: int, call: Callable[..., Finished]
+) -> prediction.Run:
+    """A command of docs/serving.md, and a small run of the name that it exports."""
+    Path("reviews.csv").write_text(
         "text,label\n" + "i liked it,good\nthe movie was dull,bad\n" * 10
     )
-    for workdir, task, fields in (
-        ("imdb_lstm", "classify_text", {"data.path": "reviews.csv", "data.length": 8}),
-        ("imdb_lm", "language_model", {"data.path": "reviews.csv", "data.length": 3}),
-    ):
-        config = toy_config(num_steps=1, **fields)
-        config.task = task
-        save_untrained(config, tmp_path / "checkpoints" / workdir)
-    for block in code_blocks("serving.md", "bash"):
-        python, m, module, *arguments = shlex.split(block)
-        assert (python, m, module) == ("python", "-m", "lstm_jax.export")
-        done = call(SCRIPT, *arguments)
-        assert done.code == 0, done.err
-    classifier, language_model, cell = code_blocks("serving.md", "python")
-    answer = loaded(classifier).split()
-    run = prediction.load("checkpoints/imdb_lstm")
+    python, m, module, *arguments = shlex.split(
+        code_blocks("serving.md", "bash")[number]
+    )
+    assert (python, m, module) == ("python", "-m", "lstm_jax.export")
+    workdir = Path(arguments[0].removeprefix("--workdir="))
+    config = toy_config(**{"data.path": "reviews.csv", "data.length": length})
+    config.task = task
+    save_untrained(config, workdir)
+    done = call(SCRIPT, *arguments)
+    assert done.code == 0, done.err
+    return prediction.load(workdir)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_the_page_classifies(call: Callable[..., Finished]) -> None:
+    run = run_command(0, "classify_text", 8, call)
+    answer = loaded(code_blocks("serving.md", "python")[0]).split()
     expected = next(classifying.classify_texts(run, ["i really liked the movie"]))
     assert answer[0] == expected.label
     assert float(answer[1]) == pytest.approx(expected.probability, rel=1e-5)
-    run = prediction.load("checkpoints/imdb_lm")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_folder")
+def test_the_page_continues(call: Callable[..., Finished]) -> None:
+    run = run_command(1, "language_model", 3, call)
     sampling = continuation.Sampling(num_words=20)
     text = continuation.continue_text(run, "the movie", sampling)
-    assert loaded(language_model).split() == text.split()
-    exec(cell, {})
-    step = export.deserialize(bytearray(Path("step.jax").read_bytes()))
+    assert loaded(code_blocks("serving.md", "python")[1]).split() == text.split()
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_the_page_exports_a_cell() -> None:
+    _, _, block = code_blocks("serving.md", "python")
+    exec(block, {})
     weights = named_leaves(load_weights("cell.safetensors"))
-    assert set(weights) == set(jax.tree.unflatten(step.in_tree, step.in_avals)[0][0])
+    for name in ("step", "sequence"):
+        program = export.deserialize(bytearray(Path(f"{name}.jax").read_bytes()))
+        (taken, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        assert set(weights) == set(taken)
 
 
 class Untrained(NamedTuple):
