@@ -123,14 +123,31 @@ def _linear(
         first = -1 if reverse else 0
         b = b.at[:, first].add(a[:, first] * carry.h)
 
-        def combine(
-            before: tuple[Array, Array], after: tuple[Array, Array]
-        ) -> tuple[Array, Array]:
-            return before[0] * after[0], before[1] * after[0] + after[1]
-
-        _, hs = lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)
+        hs = _solve(a, b, reverse)
         last = HiddenCarry(hs[:, 0] if reverse else hs[:, -1])
         ys = hs if mask is None else jnp.where(jnp.expand_dims(mask, -1), hs, 0)
         return last, ys, *((HiddenCarry(hs),) if return_carries else ())
 
     return Cell(init, initial_carry, step, None, None, unroll)
+
+
+def _solve(
+    a: Float[Array, "B T H"], b: Float[Array, "B T H"], reverse: bool
+) -> Float[Array, "B T H"]:
+    """h of h' = a h + b after each step, from zero."""
+    if not isinstance(a.shape[1], int):  # exported for any number of steps
+
+        def step(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+            h = at[0] * h + at[1]
+            return h, h
+
+        by_step = jnp.swapaxes(a, 0, 1), jnp.swapaxes(b, 0, 1)
+        _, hs = lax.scan(step, jnp.zeros_like(b[:, 0]), by_step, reverse=reverse)
+        return jnp.swapaxes(hs, 0, 1)
+
+    def combine(
+        before: tuple[Array, Array], after: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        return before[0] * after[0], before[1] * after[0] + after[1]
+
+    return lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)[1]

@@ -28,6 +28,7 @@ class Run(NamedTuple):
       params: its parameters.
       vocabulary: of the texts; None where the inputs are images.
       labels: names of the classes; () where the answer is text.
+      step: of the checkpoint.
     """
 
     config: Config
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     params: Params
     vocabulary: Tokenizer | None
     labels: tuple[str, ...]
+    step: int
 
 
 def load(workdir: str | Path, step: int | None = None) -> Run:
@@ -66,7 +68,7 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
             f"the checkpoint of step {step} in {workdir} is of another model than its "
             "files describe: restore them, or train again"
         )
-    return Run(config, model, params, vocabulary, labels)
+    return Run(config, model, params, vocabulary, labels, step)
 
 
 def prompt(run: Run) -> str:

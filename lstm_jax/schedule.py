@@ -50,10 +50,12 @@ def schedule_for(
       fused: the cell's `fused`.
       params: the cell's parameters, of which the shapes count.
       batch: rows on a device.
-      time: steps of the loop.
+      time: steps of the loop. Where this or `batch` is a symbol of `jax.export`, the
+        program is for any size, and may run on any backend.
     """
     own_product = fused.recurrent is not None
-    if backend == "cpu":
+    exported = not (isinstance(batch, int) and isinstance(time, int))
+    if backend == "cpu" and not exported:
         # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
         matrices = any(a.ndim > 1 for a in jax.tree.leaves(extras_of(params)))
         last = batch >= _ROWS_LAST_FROM and not own_product and not matrices
@@ -65,13 +67,16 @@ def schedule_for(
             unroll=1,
             why="on a processor what a chunk of steps reads has to stay in the cache",
         )
+    unroll = 1
+    if isinstance(time, int):
+        # A longer body takes seconds more to compile, and 500 steps ran no faster.
+        unroll = 8 if time <= 256 else 4
     return Schedule(
         rows=FIRST,
         hoist=True,
         transposed=False,
         chunk=time,
-        # A longer body takes seconds more to compile, and 500 steps ran no faster.
-        unroll=8 if time <= 256 else 4,
+        unroll=unroll,
         why="on an accelerator an iteration costs more than its arithmetic",
     )
 
