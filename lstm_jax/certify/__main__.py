@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from lstm_jax import command_line
-from lstm_jax.certify.compare import results
+from lstm_jax.certify.compare import Result, results
 from lstm_jax.certify.peer import Peer
 from lstm_jax.certify.report import as_json, as_markdown
 from lstm_jax.convert.files import LIBRARIES
@@ -33,7 +33,6 @@ def main() -> None:
     """Compares, tells each case on stderr, and writes."""
     if AGAINST.value is None:
         raise UserError("--against is missing: see --help")
-    jax.config.update("jax_enable_x64", True)
     name = f"lstm_jax.certify.against_{AGAINST.value}"
     peer: Peer = importlib.import_module(name).PEER
     peer.versions()  # which refuses what is not installed
@@ -43,15 +42,10 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror})") from None
     found = []
-    for result in results(peer):
-        found.append(result)
-        case, error = result.case, result.error
-        print(
-            f"{'passed' if result.passed else 'FAILED'} {case.dtype} "
-            f"{'x'.join(map(str, case.shape))} {case.cell}, {case.mode}: {result.what} "
-            f"{error.relative:.1e} {error.array}",
-            file=sys.stderr,
-        )
+    with jax.enable_x64(True):
+        for result in results(peer):
+            found.append(result)
+            print(_line(result), file=sys.stderr)
     today = datetime.date.today()
     for suffix, write in (("json", as_json), ("md", as_markdown)):
         path = folder / f"{peer.library}.{suffix}"
@@ -60,6 +54,15 @@ def main() -> None:
     print(f"{len(found)} comparisons, {failed} failed: {path}")
     if failed:
         sys.exit(1)
+
+
+def _line(result: Result) -> str:
+    case, error = result.case, result.error
+    return (
+        f"{'passed' if result.passed else 'FAILED'} {case.dtype} "
+        f"{'x'.join(map(str, case.shape))} {case.cell}, {case.mode}: {result.what} "
+        f"{error.relative:.1e} {error.array}"
+    )
 
 
 if __name__ == "__main__":

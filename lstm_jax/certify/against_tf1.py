@@ -1,7 +1,7 @@
 """TensorFlow 1's side: what `tf.nn.rnn_cell` and `tf.nn.dynamic_rnn` define.
 
 TensorFlow 1 cannot be installed beside a Python of today, so these are its definitions,
-written out. `tests/golden/make_tf1.py` runs its own code of them, which `tf_keras` keeps.
+written out. `tests/golden/make_tf1.py` runs its own code of them, kept in `tf_keras`.
 """
 
 from collections.abc import Callable
@@ -173,7 +173,7 @@ PEER = Peer(
         "its definitions (`BasicLSTMCell` with its forget bias of 1, `GRUCell`, "
         "`BasicRNNCell`, `dynamic_rnn` with `sequence_length`, `reverse_sequence`), "
         "written out in `lstm_jax/certify/against_tf1.py` and differentiated by jax. "
-        "What TensorFlow's own code of these cells gives, as `tf_keras` keeps it, is in "
+        "What TensorFlow's own code of these cells gives, kept in `tf_keras`, is in "
         "`tests/golden`; the tests compare both sides with it.",
         "RMSprop is a config's `rmsprop_tf1`; Adam's epsilon is 1e-8.",
     ),
