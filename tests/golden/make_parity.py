@@ -43,7 +43,7 @@ def write(peer: Peer) -> None:
             "values": values,
             "gradients": gradients,
         }
-        if case.cell == "lstm" and case.reverse:
+        if case.cell in ("lstm", "gru") and case.reverse:
             for name in peer.optimizers():
                 groups[f"steps/{name}"] = trained_by(case, peer, problem, name)
         arrays[f"{number}/lengths"] = problem.lengths
