@@ -196,6 +196,7 @@ def _check_sweep(config: Config) -> bool:
     for name, value, wanted in (
         ("devices.fsdp", config.devices.fsdp, False),
         ("report.samples", config.report.samples, False),
+        ("report.flow_every", config.report.flow_every, 0),
         ("data.buckets", config.data.buckets, 1),
     ):
         if swept and value != wanted:

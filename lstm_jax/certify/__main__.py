@@ -1,0 +1,69 @@
+"""Writes a certificate: `python -m lstm_jax.certify --against=torch`.
+
+The exit code is 0 where all comparisons pass, 1 where one fails, 2 where the library is
+not installed.
+"""
+
+import datetime
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from lstm_jax import command_line
+from lstm_jax.certify.compare import Result, results
+from lstm_jax.certify.peer import Peer
+from lstm_jax.certify.report import as_json, as_markdown
+from lstm_jax.convert.files import LIBRARIES
+from lstm_jax.errors import UserError
+from lstm_jax.reporting import write_file
+
+AGAINST = flags.DEFINE_enum(
+    "against",
+    None,
+    [name for name in LIBRARIES if name != "lstm_jax"],
+    "The library to compare with.",
+)
+OUT = flags.DEFINE_string("out", "certificates", "The folder of the certificate.")
+
+
+def main() -> None:
+    """Compares, tells each case on stderr, and writes."""
+    if AGAINST.value is None:
+        raise UserError("--against is missing: see --help")
+    name = f"lstm_jax.certify.against_{AGAINST.value}"
+    peer: Peer = importlib.import_module(name).PEER
+    peer.versions()  # which refuses what is not installed
+    folder = Path(OUT.value or "")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror})") from None
+    found = []
+    with jax.enable_x64(True):
+        for result in results(peer):
+            found.append(result)
+            print(_line(result), file=sys.stderr)
+    today = datetime.date.today()
+    for suffix, write in (("json", as_json), ("md", as_markdown)):
+        path = folder / f"{peer.library}.{suffix}"
+        write_file(path, write(peer, found, today))
+    failed = sum(not result.passed for result in found)
+    print(f"{len(found)} comparisons, {failed} failed: {path}")
+    if failed:
+        sys.exit(1)
+
+
+def _line(result: Result) -> str:
+    case, error = result.case, result.error
+    return (
+        f"{'passed' if result.passed else 'FAILED'} {case.dtype} "
+        f"{'x'.join(map(str, case.shape))} {case.cell}, {case.mode}: {result.what} "
+        f"{error.relative:.1e} {error.array}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

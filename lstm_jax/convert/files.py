@@ -1,0 +1,196 @@
+"""Weights in safetensors files, and all layers of a file at once.
+
+A file's names are paths, with "/" between their parts, but for PyTorch's own. Here they
+are those of `lstm_jax.layers.Stack`: "layer_0/cell/kernel", of a bidirectional one
+"layer_0/forward/cell/kernel".
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lstm_jax.cells import Params
+from lstm_jax.convert import flax, keras, tf1, torch
+from lstm_jax.convert.stacks import stacked, unstacked
+from lstm_jax.convert.weights import Weights, flat, own_params
+from lstm_jax.errors import UserError
+from lstm_jax.reporting import write_file
+
+
+class Layout(NamedTuple):
+    """How one layer's one direction is written in a library whose names are paths.
+
+    Attributes:
+      take: from its arrays to a cell's parameters.
+      give: the way back.
+      key: by cell, the name that shows where its arrays are.
+    """
+
+    take: Callable[[Mapping[str, Any], str], Params]
+    give: Callable[[Mapping[str, Any], str], Params]
+    key: Mapping[str, str]
+
+
+LAYOUTS = {
+    "lstm_jax": Layout(own_params, own_params, dict.fromkeys(keras.CELLS, keras.KEY)),
+    "keras": Layout(
+        keras.from_keras, keras.to_keras, dict.fromkeys(keras.CELLS, keras.KEY)
+    ),
+    "flax": Layout(flax.from_flax, flax.to_flax, flax.KEYS),
+    "tf1": Layout(tf1.from_tf1, tf1.to_tf1, tf1.KEYS),
+}
+LIBRARIES = ("torch", *LAYOUTS)
+
+
+def read_weights(path: str | Path) -> Params:
+    """The arrays of a safetensors file, as a tree along the "/" in their names.
+
+    Raises:
+      UserError: there is no such file, or it is another kind of file.
+    """
+    path = Path(path)
+    try:
+        arrays = safetensors.numpy.load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is no safetensors file ({error}): a PyTorch model writes one by "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        ) from None
+    tree: Params = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        at = tree
+        for folder in folders:
+            at = at.setdefault(folder, {})
+            if not isinstance(at, dict):
+                raise UserError(f"{path}: {folder} of {name} is an array as well")
+        if last in at:
+            raise UserError(f"{path}: {name} is a folder of arrays as well")
+        at[last] = array
+    return tree
+
+
+def write_weights(path: str | Path, params: Mapping[str, Any]) -> None:
+    """Writes a tree of arrays as a safetensors file.
+
+    Raises:
+      UserError: the file is there already, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} is there already: name another file")
+    arrays = {
+        name: np.ascontiguousarray(jax.device_get(array))
+        for name, array in flat(params).items()
+    }
+    try:
+        write_file(path, safetensors.numpy.save(arrays))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from None
+
+
+def take_stack(
+    tree: Mapping[str, Any],
+    library: str,
+    cell: str,
+    prefixes: Sequence[str] = (),
+    bidirectional: bool = False,
+) -> Params:
+    """Parameters of `lstm_jax.layers.Stack` from a file's arrays.
+
+    Args:
+      tree: the arrays, as `read_weights` gives them.
+      library: whose names they have: one of `LIBRARIES`.
+      cell: of all layers.
+      prefixes: where each layer's arrays are, from the first layer to the last, of a
+        bidirectional one forward and backward; of PyTorch and of this package the one
+        prefix of all. It may be left out where there is no choice.
+      bidirectional: whether the prefixes are of layers in both directions.
+
+    Raises:
+      UserError: arrays that are not those of such layers, or several choices.
+    """
+    arrays = flat(tree)
+    if library == "torch":
+        return torch.from_torch(arrays, cell, *prefixes[:1])
+    if library == "lstm_jax":
+        arrays = _under(arrays, *prefixes[:1])
+        prefixes = ()
+    layout = LAYOUTS[library]
+    if not prefixes:
+        prefixes = _find(arrays, layout.key.get(cell, keras.KEY))
+        bidirectional = prefixes[0].endswith("/forward/cell")
+    if bidirectional and len(prefixes) % 2:
+        raise UserError(
+            f"{len(prefixes)} prefixes: each layer in both directions has two"
+        )
+    cells = []
+    for prefix in prefixes:
+        try:
+            cells.append(layout.take(_under(arrays, prefix), cell))
+        except UserError as error:
+            raise UserError(f"{prefix}: {error}" if prefix else str(error)) from None
+    return stacked(cells, bidirectional)
+
+
+def give_stack(params: Mapping[str, Any], library: str, cell: str) -> Params:
+    """A library's arrays from parameters of `lstm_jax.layers.Stack`.
+
+    Args:
+      params: of the stack.
+      library: one of `LIBRARIES`. But for PyTorch's, the layers have the names they
+        have here.
+      cell: of all layers.
+
+    Raises:
+      UserError: parameters that are not those of such layers, or that the library
+        cannot have.
+    """
+    if library == "torch":
+        return torch.to_torch(params, cell)
+    cells, bidirectional = unstacked(params)
+    give = LAYOUTS[library].give
+    return stacked([give(own, cell) for own in cells], bidirectional)
+
+
+def _under(arrays: Weights, prefix: str = "") -> Weights:
+    """The arrays in a folder, by the rest of their names."""
+    start = f"{prefix.rstrip('/')}/" if prefix else ""
+    return {
+        name.removeprefix(start): array
+        for name, array in arrays.items()
+        if name.startswith(start)
+    }
+
+
+def _find(arrays: Weights, key: str) -> list[str]:
+    """Where the cells are: one, or those that have the names of a stack's.
+
+    Raises:
+      UserError: none, or several.
+    """
+    found = [
+        name.removesuffix(key).rstrip("/")
+        for name in arrays
+        if f"/{name}".endswith(f"/{key}")
+    ]
+    if not found:
+        raise UserError(f"no cell: there is no {key} among {', '.join(arrays)}")
+    paths = [
+        f"layer_{i}/{direction}cell"
+        for i in range(len(found))
+        for direction in ("", "forward/", "backward/")
+    ]
+    if len(found) == 1 or set(found) <= set(paths):
+        return sorted(found, key=paths.index) if found[0] in paths else found
+    raise UserError(
+        f"{len(found)} cells with a {key}: choose by their prefixes, in the order of "
+        f"the layers, of {', '.join(found)}"
+    )

@@ -1,0 +1,163 @@
+"""The command lines of conversion and certificates, and the page on them."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from command_runs import BEST, READS_CONFIG, ROOT, Finished, Trained, assert_user_error
+
+from lstm_jax import convert
+from lstm_jax.certify import against_tf1, compare
+from lstm_jax.certify.cases import SHAPES, Case
+from lstm_jax.convert.files import give_stack, take_stack
+from lstm_jax.workdirs import load_params
+
+pytestmark = READS_CONFIG  # the run that some of them read
+
+CONVERT = "lstm_jax/convert/__main__.py"
+CERTIFY = "lstm_jax/certify/__main__.py"
+Call = Callable[..., Finished]
+
+
+def of_torch(path: Path) -> dict[str, np.ndarray]:
+    """A model with an LSTM of two layers in both directions and a dense layer."""
+    rng = np.random.default_rng(0)
+    state_dict = {}
+    for layer, inputs in enumerate((8, 32)):
+        for suffix in (f"l{layer}", f"l{layer}_reverse"):
+            shapes = {"weight_ih": (64, inputs), "weight_hh": (64, 16)}
+            shapes |= {"bias_ih": (64,), "bias_hh": (64,)}
+            for name, shape in shapes.items():
+                state_dict[f"encoder.{name}_{suffix}"] = rng.normal(size=shape)
+    state_dict |= {"head.weight": rng.normal(size=(4, 32)), "head.bias": np.ones(4)}
+    state_dict = {name: a.astype(np.float32) for name, a in state_dict.items()}
+    convert.write_weights(path, state_dict)
+    return state_dict
+
+
+def test_torch_to_here_and_back(call: Call, tmp_path: Path) -> None:
+    model, stack, back = (tmp_path / f"{name}.safetensors" for name in "abc")
+    state_dict = of_torch(model)
+    options = [f"--file={model}", "--cell=lstm", f"--out={stack}"]
+    done = call(CONVERT, "--from=torch", "--prefix=encoder.", *options)
+    assert done.code == 0, done.err
+    assert "layer_1/backward/cell/recurrent_kernel [16, 64] float32\n" in done.out
+    found = convert.read_weights(stack)
+    expected = convert.from_torch(state_dict, "lstm", "encoder.")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    options = [f"--file={stack}", "--cell=lstm", f"--out={back}"]
+    assert call(CONVERT, "--to=torch", *options).code == 0
+    found = convert.read_weights(back)
+    for name, array in found.items():
+        given = state_dict[f"encoder.{name}"]
+        if name.startswith("bias_ih"):
+            given = given + state_dict[f"encoder.{name.replace('ih', 'hh')}"]
+        np.testing.assert_array_equal(array, 0 * given if "bias_hh" in name else given)
+    assert len(found) == 16
+
+
+def test_a_runs_layers_to_another_library(
+    call: Call, trained: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "flax.safetensors"
+    options = [f"--file={trained.workdir}", "--cell=lstm", f"--out={out}"]
+    done = call(CONVERT, "--to=flax", *options)
+    assert done.code == 0, done.err
+    params = load_params(trained.workdir, BEST)["recurrent"]
+    found = convert.read_weights(out)
+    jax.tree.map(
+        np.testing.assert_array_equal, found, give_stack(params, "flax", "lstm")
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, take_stack(found, "flax", "lstm"), params
+    )
+
+
+def test_what_cannot_be_converted_ends_in_a_line(call: Call, tmp_path: Path) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    of_torch(model)
+    options = ["--from=torch", f"--file={model}", f"--out={out}"]
+    done = call(CONVERT, *options, "--cell=lstm")
+    assert_user_error(done, "choose the module by its prefix, of 'encoder.'")
+    done = call(CONVERT, *options, "--cell=gru", "--prefix=encoder.")
+    assert_user_error(done, "encoder.*_l0", "is [64, 8] where of PyTorch's gru")
+    assert_user_error(call(CONVERT, *options), "--cell is missing")
+    done = call(CONVERT, *options, "--cell=mgu")
+    assert_user_error(done, "should be one of <lstm|gru|")
+    done = call(CONVERT, f"--file={tmp_path}", "--cell=lstm", f"--out={out}")
+    assert_user_error(done, "no run in")
+    assert not out.exists()
+
+
+@pytest.fixture
+def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("simple_rnn", "float64", SHAPES[2], masked=True)
+    monkeypatch.setattr(compare, "cases", lambda cells, layers: [case])
+
+
+@pytest.mark.usefixtures("one_case")
+def test_a_certificate_says_whether_it_passed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = call(CERTIFY, "--against=tf1", f"--out={tmp_path / 'new'}")
+    assert done.code == 0, done.err
+    assert done.out == f"2 comparisons, 0 failed: {tmp_path / 'new' / 'tf1.md'}\n"
+    assert "passed float64 1x1x1x1 simple_rnn, masked: gradient" in done.err
+    assert (
+        "| float64 | 1x1x1x1 | simple_rnn | masked |"
+        in (tmp_path / "new" / "tf1.md").read_text()
+    )
+    assert json.loads((tmp_path / "new" / "tf1.json").read_text())["passed"]
+
+    def nothing(case: Any, problem: Any) -> Any:
+        values, gradients = against_tf1.run(case, problem)
+        return {name: np.nan * a for name, a in values.items()}, gradients
+
+    monkeypatch.setattr(against_tf1, "PEER", against_tf1.PEER._replace(run=nothing))
+    done = call(CERTIFY, "--against=tf1", f"--out={tmp_path}")
+    assert done.code == 1
+    assert "2 comparisons, 1 failed" in done.out
+    found = json.loads((tmp_path / "tf1.json").read_text())
+    assert [row["passed"] for row in found["results"]] == [False, True]
+    assert found["results"][0]["relative"] is None
+
+
+def test_a_library_that_is_not_there_is_told(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "tensorflow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for library, package in (("torch", "torch"), ("keras", "tensorflow")):
+        done = call(CERTIFY, f"--against={library}", f"--out={tmp_path / 'new'}")
+        assert_user_error(done, f"{package} is not installed", "'lstm_jax[certify]'")
+    assert not (tmp_path / "new").exists()
+    assert_user_error(call(CERTIFY), "--against is missing")
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "converting.md").read_text()
+    first, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with contextlib.chdir(tmp_path):
+        try:
+            exec(first, {})
+        except ImportError:
+            of_torch(Path("model.safetensors"))
+        names: dict[str, Any] = {}
+        for block in blocks:
+            exec(block, names)
+        given = convert.read_weights("model.safetensors")
+        back = convert.read_weights("trained.safetensors")
+    assert back.keys() == given.keys()
+    np.testing.assert_array_equal(
+        back["encoder.weight_hh_l1_reverse"], given["encoder.weight_hh_l1_reverse"]
+    )
+    assert np.isfinite(names["logits"]).all()
+    assert names["ys"].shape == (4, 10, 32)
+    assert not names["ys"][1, 3:].any()
