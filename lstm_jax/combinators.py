@@ -235,13 +235,7 @@ def project(cell: Cell, size: int) -> Cell:
     def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
         return recurrent_product(inner, params, projected(params, h), noise)
 
-    def gates(
-        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
-    ) -> tuple[Any, PyTree]:
-        extras = _without_extra(extras, "projection")[1]
-        return inner.gates(extras, carry, zx, zh, noise)
-
-    fused = inner._replace(gates=gates, recurrent=recurrent)
+    fused = inner._replace(recurrent=recurrent)
     narrow = with_fused(cell, fused, init=init)
     return _after(narrow, lambda params, xs, ys: projected(params, ys))
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from lstm_jax.cells import Fused, Params, extras_of
+from lstm_jax.cells import Fused, Noise, Params, extras_of
 from lstm_jax.layout import FIRST, LAST, RowAxis
 
 # Rows of a device from which a processor's products are as fast or faster rows last.
@@ -23,7 +23,7 @@ class Schedule(NamedTuple):
 
     Attributes:
       rows: the axis of the rows in a step's arrays, see `lstm_jax.layout`; the first
-        with `hoist`, and for a cell with a recurrent product of its own.
+        with `hoist`.
       hoist: the product of the inputs is one, before the loop; else one a step.
       transposed: rows first, the recurrent kernel is transposed before the backward
         loop; else the product at each step reads it as it is.
@@ -41,7 +41,12 @@ class Schedule(NamedTuple):
 
 
 def schedule_for(
-    backend: str, fused: Fused, params: Params, batch: int, time: int
+    backend: str,
+    fused: Fused,
+    params: Params,
+    batch: int,
+    time: int,
+    noise: Noise | None = None,
 ) -> Schedule:
     """What the measurements in docs/performance.md favour.
 
@@ -51,12 +56,19 @@ def schedule_for(
       params: the cell's parameters, of which the shapes count.
       batch: rows on a device.
       time: steps of the loop.
+      noise: None, or the loop's.
     """
     own_product = fused.recurrent is not None
     if backend == "cpu":
         # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
         matrices = any(a.ndim > 1 for a in jax.tree.leaves(extras_of(params)))
-        last = batch >= _ROWS_LAST_FROM and not own_product and not matrices
+        # So it does where a product of the cell's own meets numbers of each row, or is
+        # no product of matrices: a transpose between the two stays one.
+        entrywise = own_product and (
+            params["recurrent_kernel"].ndim == 1
+            or (noise is not None and len(jax.tree.leaves(noise.sequence)) > 0)
+        )
+        last = batch >= _ROWS_LAST_FROM and not matrices and not entrywise
         return Schedule(
             rows=LAST if last else FIRST,
             hoist=False,
