@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lstm_jax.cells import Fused, Noise, Params, extras_of
 from lstm_jax.layout import FIRST, LAST, RowAxis
@@ -11,6 +12,8 @@ from lstm_jax.layout import FIRST, LAST, RowAxis
 _ROWS_LAST_FROM = 32
 # Rows from which a product with a transposed kernel earns the transposing.
 _TRANSPOSED_FROM = 8
+# Rows from which a processor's loop over time beats a scan in parallel.
+_LOOPED_FROM = 8
 # Rows of a chunk, all its steps together: enough for a product at full speed, few
 # enough to stay in the cache.
 _CHUNK_ROWS = 640
@@ -65,7 +68,7 @@ def schedule_for(
         # So it does where a product of the cell's own meets numbers of each row, or is
         # no product of matrices: a transpose between the two stays one.
         entrywise = own_product and (
-            params["recurrent_kernel"].ndim == 1
+            jnp.ndim(params.get("recurrent_kernel", 0)) == 1
             or (noise is not None and len(jax.tree.leaves(noise.sequence)) > 0)
         )
         last = batch >= _ROWS_LAST_FROM and not matrices and not entrywise
@@ -86,6 +89,16 @@ def schedule_for(
         unroll=8 if time <= 256 else 4,
         why="on an accelerator an iteration costs more than its arithmetic",
     )
+
+
+def parallel_over_time(backend: str, batch: int) -> bool:
+    """Whether a linear recurrence is faster by `jax.lax.associative_scan` than looped.
+
+    Args:
+      backend: as `jax.default_backend` names it.
+      batch: rows on a device.
+    """
+    return backend != "cpu" or batch < _LOOPED_FROM
 
 
 def _divisor(time: int, chunk: int) -> int:
