@@ -1,9 +1,10 @@
 """What a cell costs beside `lstm`: `python -m benchmarks.cells`.
 
 The built-in cells, two that a user might write from their gate equations alone (a
-peephole LSTM and one with coupled gates), further cells and every combinator over
-`lstm`: a layer's forward pass and its training step on the shape of `imdb_lstm`, with
-noise where a cell has some, in turn; and the training step of the same by autodiff.
+peephole LSTM and one with coupled gates), further cells, every combinator over `lstm`,
+and stacks beside as many layers one after the other: the forward pass and the training
+step on the shape of `imdb_lstm`, with noise where a cell has some, in turn; and the
+training step of the same by autodiff.
 """
 
 import argparse
@@ -48,6 +49,42 @@ def peepholes(key: Any, input_size: int) -> dict[str, Any]:
     return {name: jnp.full(UNITS, 0.1) for name in names}
 
 
+def wide(cell: lj.Cell) -> lj.Cell:
+    """The cell on inputs spread over as many features as there are units."""
+    copies = -(-UNITS // FEATURES)
+
+    def init(key: Any, input_size: int) -> Any:
+        del input_size
+        return cell.init(key, UNITS)
+
+    def run(params: Any, xs: Any, carry: Any, **options: Any) -> Any:
+        xs = jnp.concatenate([xs] * copies, axis=-1)[..., :UNITS]
+        return lj.unroll(cell, params, xs, carry, **options)
+
+    return lj.Cell(init, cell.initial_carry, cell.step, unroll=run)
+
+
+def layers(count: int) -> lj.Cell:
+    """Layers of `lstm` one after the other, each a call of `unroll`."""
+    cell = lj.lstm(UNITS)
+
+    def init(key: Any, input_size: int) -> Any:
+        sizes = [input_size] + [UNITS] * (count - 1)
+        return [cell.init(key, size) for size in sizes]
+
+    def initial_carry(params: Any, batch_size: int) -> Any:
+        return [cell.initial_carry(layer, batch_size) for layer in params]
+
+    def run(params: Any, xs: Any, carry: Any, **options: Any) -> Any:
+        last = []
+        for layer, state in zip(params, carry, strict=True):
+            state, xs = lj.unroll(cell, layer, xs, state, **options)[:2]
+            last.append(state)
+        return last, xs
+
+    return lj.Cell(init, initial_carry, cell.step, unroll=run)
+
+
 CELLS = {
     "lstm": lj.lstm(UNITS),
     "gru": lj.gru(UNITS),
@@ -72,6 +109,12 @@ CELLS = {
     "block_diagonal(lstm, 4)": combinators.block_diagonal(lj.lstm(UNITS), 4),
     "learned_initial_carry(lstm)": combinators.learned_initial_carry(lj.lstm(UNITS)),
     "stack(lstm)": combinators.stack(lj.lstm(UNITS)),
+    "stack of 2": combinators.stack(*[lj.lstm(UNITS)] * 2),
+    "2 layers": layers(2),
+    "stack of 3": combinators.stack(*[lj.lstm(UNITS)] * 3),
+    "3 layers": layers(3),
+    "lstm, 100 features": wide(lj.lstm(UNITS)),
+    "residual(lstm), 100 features": wide(combinators.residual(lj.lstm(UNITS))),
 }
 
 

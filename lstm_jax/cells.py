@@ -96,8 +96,8 @@ class Cell(NamedTuple):
     unroll: Callable[..., Any] | None = None
 
 
-# The parameters that `gated` owns; all others are extras and belong to the gates.
-KERNELS = ("kernel", "recurrent_kernel", "bias")
+# The parameters that the products read; all others are extras, for the gates.
+KERNELS = ("kernel", "recurrent_kernel", "bias", "projection")
 
 
 def extras_of(params: Params) -> Params:
@@ -220,7 +220,7 @@ def gated(
             "bias": bias_init(bias_key, (width,)),
         }
         extras = {} if init_extra is None else init_extra(extra_key, input_size)
-        if clash := sorted(params.keys() & extras.keys()):
+        if clash := sorted(extras.keys() & set(KERNELS)):
             raise ValueError(f"an extra may not be named {clash[0]!r}: a kernel is")
         return params | extras
 

@@ -6,6 +6,7 @@ and `stack` change what a cell puts out after its loop and so stand outside of t
 others, which change a step.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,8 +60,16 @@ def layer_norm(cell: Cell) -> Cell:
     inner = gates_of(cell, "layer_norm")
 
     def normalize(z: Float[Array, " G_H"]) -> Float[Array, " G_H"]:
-        z = z - jnp.mean(z)
-        return z * jax.lax.rsqrt(jnp.mean(jnp.square(z)) + _EPSILON)
+        # Products with ones in place of `jnp.mean` and a broadcast: at either of these
+        # `jax.vmap` moves the rows first, and all of the gates would be computed so.
+        ones = jnp.ones((z.shape[0], 1), z.dtype)
+        exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+        def mean(z: Float[Array, " G_H"]) -> Float[Array, " 1"]:
+            return exact(ones.T / z.shape[0], z)
+
+        z = z - exact(ones, mean(z))
+        return z * exact(ones, jax.lax.rsqrt(mean(jnp.square(z)) + _EPSILON))
 
     def init(key: PRNGKeyArray, input_size: int) -> Params:
         params = cell.init(key, input_size)
@@ -235,13 +244,7 @@ def project(cell: Cell, size: int) -> Cell:
     def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
         return recurrent_product(inner, params, projected(params, h), noise)
 
-    def gates(
-        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
-    ) -> tuple[Any, PyTree]:
-        extras = _without_extra(extras, "projection")[1]
-        return inner.gates(extras, carry, zx, zh, noise)
-
-    fused = inner._replace(gates=gates, recurrent=recurrent)
+    fused = inner._replace(recurrent=recurrent)
     narrow = with_fused(cell, fused, init=init)
     return _after(narrow, lambda params, xs, ys: projected(params, ys))
 

@@ -3,11 +3,13 @@
 Without a key a cell is deterministic.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from lstm_jax.cells import Cell, Fused, Noise, Params, recurrent_product, with_fused
@@ -110,7 +112,8 @@ def zoneout(cell: Cell, rate: float) -> Cell:
 
     Args:
       cell: a cell made by `lstm_jax.gated`.
-      rate: share that is kept, in [0, 1), of every array of the carry.
+      rate: share that is kept, in [0, 1), of every array of the carry; drawn as a
+        multiple of 2^-16.
 
     Raises:
       ValueError: a rate outside [0, 1), or a cell without gates.
@@ -126,14 +129,16 @@ def zoneout(cell: Cell, rate: float) -> Cell:
 
     def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Any:
         leaves, tree = jax.tree.flatten(cell.initial_carry(params, batch_size))
+        sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
+        # Two entries of each random number: a draw an entry takes longer than an LSTM.
+        shape = (batch_size, time, -(-sum(sizes) // 2))
+        bits = jax.random.bits(key, shape, jnp.uint32)
+        bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)
+        kept = jnp.split(bits < round(rate * 2**16), np.cumsum(sizes), axis=-1)
+        parts = zip(kept, leaves, strict=False)  # one bit may be left over
         return jax.tree.unflatten(
             tree,
-            [
-                jax.random.bernoulli(k, rate, (batch_size, time, *leaf.shape[1:]))
-                for k, leaf in zip(
-                    jax.random.split(key, len(leaves)), leaves, strict=True
-                )
-            ],
+            [part.reshape(*shape[:2], *leaf.shape[1:]) for part, leaf in parts],
         )
 
     def gates(

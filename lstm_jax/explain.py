@@ -209,11 +209,14 @@ def path(call: Call) -> str:
             f"autodiff, {where}: the cell was not made by gated, and is differentiated "
             "through the loop"
         )
-    params = jax.eval_shape(
-        lambda key: call.cell.init(key, call.features), jax.random.key(0)
-    )
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda key: call.cell.init(key, call.features), key)
+    each, noise = call.batch // shards, None
+    if call.noisy and call.cell.noise is not None:
+        draw = call.cell.noise
+        noise = jax.eval_shape(lambda k, p: draw(k, p, each, call.time), key, params)
     schedule = schedule_for(
-        jax.default_backend(), call.cell.fused, params, call.batch // shards, call.time
+        jax.default_backend(), call.cell.fused, params, each, call.time, noise
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"

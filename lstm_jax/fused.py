@@ -30,7 +30,6 @@ from lstm_jax.cells import (
     check_features,
     extras_of,
     product,
-    recurrent_product,
 )
 from lstm_jax.cotangents import add, drop_zeros, fill_zeros, map_cotangents, zero
 from lstm_jax.gate_tracing import trace_gates
@@ -39,6 +38,9 @@ from lstm_jax.gated_steps import (
     gates_of_rows,
     make_ready,
     masked,
+    own_gradient,
+    own_product,
+    transpose,
     weight_gradient,
 )
 from lstm_jax.layout import FIRST, LAST, where_rows
@@ -81,13 +83,8 @@ def fused_unroll(
         schedule's layout cannot run this cell.
     """
     check_features(inputs.x, params["kernel"])
-    if schedule.rows == LAST and (
-        schedule.hoist or schedule.transposed or fused.recurrent is not None
-    ):
-        raise ValueError(
-            "rows last take neither hoist nor a transposed kernel nor a cell with its "
-            "own product"
-        )
+    if schedule.rows == LAST and (schedule.hoist or schedule.transposed):
+        raise ValueError("rows last take neither hoist nor a transposed kernel")
     per_step = None if noise is None else noise._replace(step=inputs.noise)
     additive = trace_gates(fused, params, carry, per_step)
     rows, num_gates = schedule.rows, params["bias"].shape[0] // carry.h.shape[1]
@@ -119,7 +116,7 @@ def fused_unroll(
 
         def of_state(h: Array, noise: Noise | None) -> Array:
             if fused.recurrent is not None:
-                return recurrent_product(fused, params, h, noise)
+                return own_product(fused, params, h, noise, rows)
             h = layout.restore(h, rows)
             return layout.product(h, ready["recurrent_kernel"], fused.dtype, rows)
 
@@ -153,7 +150,7 @@ def fused_unroll(
         def pull_state(dzh: Array, h: Array, noise: Noise | None) -> Array:
             if fused.recurrent is not None:
                 _, pull = jax.vjp(
-                    lambda h: recurrent_product(fused, params, h, noise), h
+                    lambda h: own_product(fused, params, h, noise, rows), h
                 )
                 return pull(dzh)[0]
             if transposed is not None:
@@ -193,7 +190,7 @@ def fused_unroll(
             return (totals, room), dz if rows == FIRST else ()
 
         def chunk(totals: Any, at: Any) -> tuple[Any, Array]:
-            (rest, gradient), room = totals
+            (rest, gradient, own), room = totals
             inputs, saved, douts = at
             # Not of all steps before the loop: a chunk is in the cache.
             douts = layout.arrange(douts, rows, axis=1)
@@ -211,9 +208,12 @@ def fused_unroll(
                 dxs = jnp.moveaxis(dxs, 0, -1)
             drawn = at_step(noise, inputs.noise)
             hs = layout.restore(carries.h, rows, axis=1)
-            part = weight_gradient(fused, params, inputs.x, hs, dzs, drawn, rows)
+            part = weight_gradient(fused, params, inputs.x, hs, dzs, rows)
             gradient = gradient | add({k: gradient[k] for k in part}, part)
-            return ((rest, gradient), room), dxs.astype(inputs.x.dtype)
+            if fused.recurrent is not None:
+                part = own_gradient(fused, params, carries.h, dzs[-1], drawn, rows)
+                own = add(own, part)
+            return ((rest, gradient, own), room), dxs.astype(inputs.x.dtype)
 
         def make_room(count: int) -> tuple[Array, ...]:
             return tuple(layout.room_for(z, count) for z in zs if rows == LAST)
@@ -221,7 +221,10 @@ def fused_unroll(
         dinitial = map_cotangents(jnp.zeros_like, dcarry)
         gradient = jax.tree.map(zero, ready)
         dextras = extras_of(gradient)
-        totals = ((dcarry, dinitial, dextras), gradient)
+        own = jax.tree.map(
+            zero, transpose(params) if fused.recurrent is not None else {}
+        )
+        totals = ((dcarry, dinitial, dextras), gradient, own)
         totals, dxs = _scan_chunks(
             chunk,
             totals,
@@ -230,9 +233,11 @@ def fused_unroll(
             reverse=not reverse,
             length=schedule.chunk,
         )
-        (dcarry, dinitial, dextras), gradient = totals
+        (dcarry, dinitial, dextras), gradient, own = totals
         gradient = gradient | add({k: gradient[k] for k in dextras}, dextras)
         (gradient,) = pull_ready(gradient)
+        if fused.recurrent is not None:
+            gradient = add(gradient, transpose(own))
         dxs = masked(inputs._replace(x=dxs)).x
         dcarry, dinitial = layout.restore((dcarry, dinitial), rows)
         return gradient, Inputs(dxs, None, None, None), dcarry, dinitial, None

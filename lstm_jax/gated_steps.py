@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from lstm_jax import layout
 from lstm_jax.cells import Fused, Noise, Params, extras_of, recurrent_product
-from lstm_jax.cotangents import add
 from lstm_jax.layout import FIRST, LAST, RowAxis, where_rows
 
 
@@ -109,7 +109,6 @@ def weight_gradient(
     xs: Float[Array, "K B D"],
     hs: Float[Array, "K B H"],
     dzs: tuple[Array, ...],
-    noise: Noise | None,
     rows: RowAxis = FIRST,
 ) -> Params:
     """Gradient of what `make_ready` gives the products, summed over K steps.
@@ -120,23 +119,75 @@ def weight_gradient(
       xs: inputs of the steps.
       hs: h before each step.
       dzs: cotangents of the gates' input, as in `layout.pull_product`.
-      noise: of the steps.
-      rows: where rows are in dzs; first for a cell with a product of its own.
+      rows: where rows are in dzs.
     """
     dzx, dzh = dzs[0], dzs[-1]
     gradient = {
         "kernel": layout.pull_kernel(xs, dzx, fused.dtype, rows),
         "bias": layout.pull_bias(dzx, rows),
     }
-    if fused.recurrent is None:
-        of_state = layout.pull_kernel(hs, dzh, fused.dtype, rows)
-        return gradient | {"recurrent_kernel": of_state}
-    axes = None if noise is None else Noise(None, None, 0)
+    if fused.recurrent is not None:
+        return gradient  # `own_gradient` has the rest
+    of_state = layout.pull_kernel(hs, dzh, fused.dtype, rows)
+    return gradient | {"recurrent_kernel": of_state}
 
-    def step(params: Params, h: Float[Array, "B H"], noise: Noise | None) -> Array:
+
+def own_product(
+    fused: Fused, params: Params, h: Array, noise: Noise | None, rows: RowAxis
+) -> Array:
+    """The recurrent product of a cell that has its own, on rows first or last.
+
+    Rows last, it is called for each row alone: `jax.vmap` puts the transposes next to
+    the products, and the compiler makes one product of both.
+    """
+    if rows == FIRST:
         return recurrent_product(fused, params, h, noise)
+    axes = None if noise is None else Noise(None, LAST, LAST)
 
-    steps = jax.vmap(step, in_axes=(None, 0, axes))
-    _, pull = jax.vjp(lambda params: steps(params, hs, noise), params)
-    own = pull(dzh)[0]
-    return own | add({k: own[k] for k in gradient}, gradient)
+    def of_row(h: Float[Array, " H"], noise: Noise | None) -> Float[Array, " G_H"]:
+        if noise is not None:
+            own = jax.tree.map(lambda a: a[None], (noise.sequence, noise.step))
+            noise = Noise(noise.shared, *own)
+        return recurrent_product(fused, params, h[None], noise)[0]
+
+    return jax.vmap(of_row, in_axes=(LAST, axes), out_axes=LAST)(h, noise)
+
+
+def own_gradient(
+    fused: Fused,
+    params: Params,
+    hs: Array,
+    dzh: Array,
+    noise: Noise | None,
+    rows: RowAxis,
+) -> Params:
+    """Gradient of the parameters by a cell's own recurrent product, over K steps.
+
+    Args:
+      fused: the cell's `fused`.
+      params: its parameters.
+      hs: h before each step, as it is saved.
+      dzh: cotangent of zh, as in `layout.pull_product`.
+      noise: of the steps.
+      rows: where rows are in all of these.
+
+    Returns:
+      The gradient, with its matrices transposed.
+    """
+    axes = None if noise is None else Noise(None, None, 0)
+    out_axes = 0 if rows == FIRST else 1
+
+    def step(params: Params, h: Array, noise: Noise | None) -> Array:
+        return own_product(fused, params, h, noise, rows)
+
+    steps = jax.vmap(step, in_axes=(None, 0, axes), out_axes=out_axes)
+    # Of the transposes, as in `layout.pull_kernel`, and for the same reasons.
+    _, pull = jax.vjp(
+        lambda turned: steps(transpose(turned), hs, noise), transpose(params)
+    )
+    return lax.optimization_barrier(pull(dzh)[0])
+
+
+def transpose(params: Params) -> Params:
+    """The parameters, each matrix transposed."""
+    return jax.tree.map(lambda a: jnp.matrix_transpose(a) if a.ndim > 1 else a, params)

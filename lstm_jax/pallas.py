@@ -129,7 +129,7 @@ def pallas_unroll(
         xs = masked(inputs).x
         dxs = pull_product(dzs[0], params["kernel"], fused.dtype, FIRST)
         dxs = masked(inputs._replace(x=dxs.astype(xs.dtype))).x
-        gradient = weight_gradient(fused, params, xs, saved[0].h, dzs, None)
+        gradient = weight_gradient(fused, params, xs, saved[0].h, dzs)
         dinputs = Inputs(dxs, None, None, None)
         return gradient | dextras, dinputs, dcarry, dinitial, None
 

@@ -1,8 +1,9 @@
-"""Cells whose gates see no state, run over all steps at once.
+"""Cells whose gates see no state, which can be run over all steps at once.
 
 h' = a h + b with a and b of the input alone is a linear recurrence, which
 `jax.lax.associative_scan` solves in about 2 log2(T) passes over [B, T, H] in place of T
-steps. Shapes are those of `lstm_jax.cells`.
+steps. A processor with many rows has no use for that: it runs the fused loop, which
+passes over the memory once. Shapes are those of `lstm_jax.cells`.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
-from lstm_jax.cells import Cell, HiddenCarry, Initializer, Params, product
-from lstm_jax.unroll import effective_resets
+from lstm_jax import sharding
+from lstm_jax.cells import (
+    Cell,
+    Fused,
+    HiddenCarry,
+    Initializer,
+    Noise,
+    Params,
+    fused_step,
+    product,
+)
+from lstm_jax.schedule import parallel_over_time
+from lstm_jax.unroll import effective_resets, unroll
 
 # From x @ kernel + bias [..., G * H] to a and b [..., H].
 Coefficients = Callable[[Array], tuple[Array, Array]]
@@ -54,8 +66,11 @@ def min_lstm(hidden_size: int, **options: Any) -> Cell:
 
     def coefficients(z: Array) -> tuple[Array, Array]:
         f, i, new = jnp.split(z, 3, axis=-1)
-        # f / (f + i) is the sigmoid of log f - log i, which does not overflow.
-        kept = jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i))
+        # f / (f + i) is the sigmoid of log f - log i, which does not overflow; at half
+        # the cost of `jax.nn.log_sigmoid`, and as exact where gates are not tiny.
+        tiny = jnp.finfo(z.dtype).tiny
+        f, i = (jnp.log(jax.nn.sigmoid(gate) + tiny) for gate in (f, i))
+        kept = jax.nn.sigmoid(f - i)
         return kept, (1 - kept) * new
 
     return _linear(hidden_size, 3, coefficients, **options)
@@ -91,14 +106,22 @@ def _linear(
         bias = params["bias"].reshape((1,) * (x.ndim - 1) + (width,))
         return coefficients(product(x, params["kernel"], dtype) + bias)
 
-    def step(
-        params: Params, carry: HiddenCarry, x: Float[Array, "B D"]
-    ) -> tuple[HiddenCarry, Float[Array, "B H"]]:
-        a, b = of_inputs(params, x)
+    def gates(
+        extras: Params, carry: HiddenCarry, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[HiddenCarry, Float[Array, " H"]]:
+        del extras, noise
+        a, b = coefficients(zx + zh)  # zh is zero; the fused path saves but the sum
         h = a * carry.h + b
         return HiddenCarry(h), h
 
-    def unroll(
+    def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
+        del params, noise
+        return jnp.zeros((h.shape[0], width), h.dtype)
+
+    fused = Fused(gates, recurrent, dtype)
+    looped = Cell(init, initial_carry, fused_step(fused), fused=fused)
+
+    def run(
         params: Params,
         xs: Float[Array, "B T D"],
         carry: HiddenCarry,
@@ -107,9 +130,24 @@ def _linear(
         resets: Bool[Array, "B T"] | None,
         reverse: bool,
         return_carries: bool,
+        implementation: str,
         **unused: Any,
     ) -> tuple[Any, ...]:
-        del unused  # no noise, and one way to run it
+        del unused  # no noise
+        each = xs.shape[0] // sharding.shards(xs.shape[0])
+        parallel = parallel_over_time(jax.default_backend(), each, xs.shape[1])
+        if implementation == "fused" or (implementation == "auto" and not parallel):
+            return unroll(
+                looped,
+                params,
+                xs,
+                carry,
+                mask=mask,
+                resets=resets,
+                reverse=reverse,
+                return_carries=return_carries,
+                implementation="fused",
+            )
         if xs.shape[1] == 0:
             hs = jnp.zeros((*xs.shape[:2], hidden_size), carry.h.dtype)
             return carry, hs, *((HiddenCarry(hs),) if return_carries else ())
@@ -123,31 +161,14 @@ def _linear(
         first = -1 if reverse else 0
         b = b.at[:, first].add(a[:, first] * carry.h)
 
-        hs = _solve(a, b, reverse)
+        def combine(
+            before: tuple[Array, Array], after: tuple[Array, Array]
+        ) -> tuple[Array, Array]:
+            return before[0] * after[0], before[1] * after[0] + after[1]
+
+        _, hs = lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)
         last = HiddenCarry(hs[:, 0] if reverse else hs[:, -1])
         ys = hs if mask is None else jnp.where(jnp.expand_dims(mask, -1), hs, 0)
         return last, ys, *((HiddenCarry(hs),) if return_carries else ())
 
-    return Cell(init, initial_carry, step, None, None, unroll)
-
-
-def _solve(
-    a: Float[Array, "B T H"], b: Float[Array, "B T H"], reverse: bool
-) -> Float[Array, "B T H"]:
-    """h of h' = a h + b after each step, from zero."""
-    if not isinstance(a.shape[1], int):  # exported for any number of steps
-
-        def step(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-            h = at[0] * h + at[1]
-            return h, h
-
-        by_step = jnp.swapaxes(a, 0, 1), jnp.swapaxes(b, 0, 1)
-        _, hs = lax.scan(step, jnp.zeros_like(b[:, 0]), by_step, reverse=reverse)
-        return jnp.swapaxes(hs, 0, 1)
-
-    def combine(
-        before: tuple[Array, Array], after: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        return before[0] * after[0], before[1] * after[0] + after[1]
-
-    return lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)[1]
+    return Cell(init, initial_carry, looped.step, unroll=run)

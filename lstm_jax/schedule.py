@@ -3,14 +3,17 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from lstm_jax.cells import Fused, Params, extras_of
+from lstm_jax.cells import Fused, Noise, Params, extras_of
 from lstm_jax.layout import FIRST, LAST, RowAxis
 
 # Rows of a device from which a processor's products are as fast or faster rows last.
 _ROWS_LAST_FROM = 32
 # Rows from which a product with a transposed kernel earns the transposing.
 _TRANSPOSED_FROM = 8
+# Rows from which a processor's loop over time beats a scan in parallel.
+_LOOPED_FROM = 8
 # Rows of a chunk, all its steps together: enough for a product at full speed, few
 # enough to stay in the cache.
 _CHUNK_ROWS = 640
@@ -23,7 +26,7 @@ class Schedule(NamedTuple):
 
     Attributes:
       rows: the axis of the rows in a step's arrays, see `lstm_jax.layout`; the first
-        with `hoist`, and for a cell with a recurrent product of its own.
+        with `hoist`.
       hoist: the product of the inputs is one, before the loop; else one a step.
       transposed: rows first, the recurrent kernel is transposed before the backward
         loop; else the product at each step reads it as it is.
@@ -41,7 +44,12 @@ class Schedule(NamedTuple):
 
 
 def schedule_for(
-    backend: str, fused: Fused, params: Params, batch: int, time: int
+    backend: str,
+    fused: Fused,
+    params: Params,
+    batch: int,
+    time: int,
+    noise: Noise | None = None,
 ) -> Schedule:
     """What the measurements in docs/performance.md favour.
 
@@ -52,13 +60,20 @@ def schedule_for(
       batch: rows on a device.
       time: steps of the loop. Where this or `batch` is a symbol of `jax.export`, the
         program is for any size, and may run on any backend.
+      noise: None, or the loop's.
     """
     own_product = fused.recurrent is not None
     exported = not (isinstance(batch, int) and isinstance(time, int))
     if backend == "cpu" and not exported:
         # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
         matrices = any(a.ndim > 1 for a in jax.tree.leaves(extras_of(params)))
-        last = batch >= _ROWS_LAST_FROM and not own_product and not matrices
+        # So it does where a product of the cell's own meets numbers of each row, or is
+        # no product of matrices: a transpose between the two stays one.
+        entrywise = own_product and (
+            jnp.ndim(params.get("recurrent_kernel", 0)) == 1
+            or (noise is not None and len(jax.tree.leaves(noise.sequence)) > 0)
+        )
+        last = batch >= _ROWS_LAST_FROM and not matrices and not entrywise
         return Schedule(
             rows=LAST if last else FIRST,
             hoist=False,
@@ -79,6 +94,19 @@ def schedule_for(
         unroll=unroll,
         why="on an accelerator an iteration costs more than its arithmetic",
     )
+
+
+def parallel_over_time(backend: str, batch: int, time: int) -> bool:
+    """Whether a linear recurrence is faster by `jax.lax.associative_scan` than looped.
+
+    Args:
+      backend: as `jax.default_backend` names it.
+      batch: rows on a device.
+      time: steps; where this is a symbol of `jax.export`, the scan cannot be.
+    """
+    if not isinstance(time, int):
+        return False
+    return backend != "cpu" or not isinstance(batch, int) or batch < _LOOPED_FROM
 
 
 def _divisor(time: int, chunk: int) -> int:

@@ -149,7 +149,7 @@ def unroll(
     else:
         each = batch // sharding.shards(batch)
         backend = jax.default_backend()
-        schedule = schedule_for(backend, cell.fused, params, each, time)
+        schedule = schedule_for(backend, cell.fused, params, each, time, noise)
         run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
     carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)

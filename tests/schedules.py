@@ -26,14 +26,14 @@ LAYOUTS = {
 
 @contextmanager
 def scheduled(schedule: Schedule) -> Iterator[None]:
-    """`unroll` takes this schedule, or rows first for a cell with its own product."""
+    """`unroll` takes this schedule, not transposed for a cell with its own product."""
 
     def schedule_for(
-        backend: str, fused: Any, params: Any, batch: int, time: int
+        backend: str, fused: Any, params: Any, batch: int, time: int, noise: Any = None
     ) -> Schedule:
         if fused.recurrent is None:
             return schedule
-        return schedule._replace(rows=FIRST, transposed=False)
+        return schedule._replace(transposed=False)
 
     with pytest.MonkeyPatch.context() as patch:
         # By the module's name: the package has a function of that name.

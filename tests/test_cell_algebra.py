@@ -20,6 +20,7 @@ from reference import (
     outputs_and_gradients,
     python_unroll,
 )
+from schedules import ROWS_LAST, scheduled
 
 import lstm_jax as lj
 from lstm_jax.cells import CellSizeError
@@ -35,6 +36,7 @@ from lstm_jax.combinators import (
     stack,
     zoneout,
 )
+from lstm_jax.schedule import parallel_over_time
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
 
@@ -155,15 +157,22 @@ def test_fused_equals_autodiff(name: str) -> None:
             cell, params, xs, carry, key=key, implementation=implementation, **options
         )
 
-    fused = run("fused")
-    assert_close(fused, run("autodiff"))
+    fused, autodiff = run("fused"), run("autodiff")
+    assert_close(fused, autodiff)
+    # Too few rows for it to be chosen here.
+    with scheduled(ROWS_LAST._replace(chunk=3)):
+        assert_close(run("fused"), autodiff)
     for path, leaf in jax.tree_util.tree_leaves_with_path(fused[1][0]):
         if "m" not in jax.tree_util.keystr(path, simple=True):
             assert float(np.max(np.abs(leaf))) > 0, path
 
 
 @pytest.mark.parametrize("name", ["min_gru", "min_lstm"])
-def test_a_parallel_cell_has_the_gradients_of_its_loop(name: str) -> None:
+@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+def test_a_parallel_cell_has_the_gradients_of_its_loop(
+    name: str, implementation: Any
+) -> None:
+    """In parallel over time, and as the loop that a processor takes for many rows."""
     cell = cell_of(name)
     params, xs = random_params(cell), random_xs(BATCH, TIME)
     carry, options = random_carry(cell, params, BATCH), options_of(name)
@@ -180,7 +189,14 @@ def test_a_parallel_cell_has_the_gradients_of_its_loop(name: str) -> None:
     reverse = options["reverse"]
     assert_close(
         gradients(
-            lambda *a: lj.unroll(cell, *a, mask=mask, resets=resets, reverse=reverse)
+            lambda *a: lj.unroll(
+                cell,
+                *a,
+                mask=mask,
+                resets=resets,
+                reverse=reverse,
+                implementation=implementation,
+            )
         ),
         gradients(
             lambda *a: python_unroll(
@@ -192,9 +208,23 @@ def test_a_parallel_cell_has_the_gradients_of_its_loop(name: str) -> None:
             )
         ),
     )
-    empty = lj.unroll(cell, params, xs[:, :0], carry)
+    empty = lj.unroll(cell, params, xs[:, :0], carry, implementation=implementation)
     assert_same_bits(empty[0], carry)
     assert empty[1].shape == (BATCH, 0, H)
+
+
+def test_which_cells_are_parallel() -> None:
+    cell = cell_of("min_gru")
+    params = random_params(cell)
+
+    def loops(implementation: Any, batch: int) -> int:
+        traced = jax.make_jaxpr(
+            lambda xs: lj.unroll(cell, params, xs, implementation=implementation)
+        )(random_xs(batch, TIME))
+        return str(traced).count("scan[")
+
+    assert (loops("auto", 3), loops("auto", 8), loops("autodiff", 8)) == (0, 1, 0)
+    assert [parallel_over_time("gpu", batch, 5) for batch in (1, 512)] == [True, True]
 
 
 def ys_of(cell: lj.Cell, params: Any, key: Any = None) -> Any:

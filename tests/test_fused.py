@@ -26,8 +26,6 @@ from reference import (
 from schedules import LAYOUTS, ROWS_FIRST, ROWS_LAST, scheduled
 
 import lstm_jax as lj
-from lstm_jax.fused import fused_unroll
-from lstm_jax.gated_steps import Inputs
 from lstm_jax.layout import FIRST, LAST
 from lstm_jax.schedule import Schedule, schedule_for
 
@@ -107,9 +105,14 @@ def test_schedule_by_backend_and_shape() -> None:
     def chosen(backend: str, cell: lj.Cell, batch: int, time: int) -> tuple[Any, ...]:
         assert cell.fused is not None
         params = jax.eval_shape(lambda key: cell.init(key, INPUT), jax.random.key(0))
-        return schedule_for(backend, cell.fused, params, batch, time)[:-1]
+        noise = None
+        if cell.noise is not None:
+            noise = cell.noise(noise_key(0), random_params(cell), batch, time)
+        return schedule_for(backend, cell.fused, params, batch, time, noise)[:-1]
 
     lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
+    # Their own products are entry by entry, in part or whole.
+    dropped, indrnn = CELLS["recurrent_dropout"], lj.indrnn(HIDDEN)
     # Its gates meet a matrix of parameters.
     matrix = lj.gated(
         HIDDEN,
@@ -118,7 +121,9 @@ def test_schedule_by_backend_and_shape() -> None:
         init_extra=lambda key, size: {"readout": jnp.ones((HIDDEN, HIDDEN))},
     )
     assert chosen("cpu", lstm, 64, 500) == (LAST, False, False, 10, 1)
-    assert chosen("cpu", own, 64, 500) == (FIRST, False, False, 10, 1)
+    assert chosen("cpu", own, 64, 500) == (LAST, False, False, 10, 1)
+    assert chosen("cpu", dropped, 64, 500) == (FIRST, False, False, 10, 1)
+    assert chosen("cpu", indrnn, 64, 500) == (FIRST, False, False, 10, 1)
     assert chosen("cpu", lstm, 16, 28) == (FIRST, False, True, 28, 1)
     assert chosen("cpu", lstm, 1, 3) == (FIRST, False, False, 3, 1)
     assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 2, 1)
@@ -294,26 +299,8 @@ def test_few_rows(schedule: Schedule) -> None:
 
 
 def test_layouts_that_cannot_be() -> None:
-    own, lstm = CELLS["drop_connect"], CELLS["lstm"]
-    for cell, schedule in (
-        (lstm, ROWS_LAST._replace(hoist=True)),
-        (lstm, ROWS_LAST._replace(transposed=True)),
-    ):
+    cell = CELLS["lstm"]
+    for other in ({"hoist": True}, {"transposed": True}):
+        schedule = ROWS_LAST._replace(**other)
         with scheduled(schedule), pytest.raises(ValueError, match="rows last"):
             lj.unroll(cell, random_params(cell), random_xs(BATCH, 2))
-    assert own.fused is not None
-    params = random_params(own)
-    carry = own.initial_carry(params, BATCH)
-    inputs = Inputs(jnp.ones((2, BATCH, INPUT)), None, None, None)
-    with pytest.raises(ValueError, match="rows last"):
-        fused_unroll(
-            own.fused,
-            params,
-            inputs,
-            carry,
-            carry,
-            None,
-            reverse=False,
-            return_carries=False,
-            schedule=ROWS_LAST,
-        )
