@@ -38,8 +38,8 @@ def further_trials() -> list[Trial]:
     """
     digits = read_mnist("")
     return [
-        trials.adding(100, 2000),
-        trials.copy(100, 4000),
+        trials.adding(100, 1500),
+        trials.copy(100, 2000),
         trials.rows_of_digits(digits["train_images"], digits["train_labels"]),
     ]
 

@@ -171,7 +171,7 @@ def fable(num_steps: int = 600) -> Trial:
 def rows_of_digits(
     images: UInt8[np.ndarray, "N 28 28"],
     labels: Int[np.ndarray, " N"],
-    num_steps: int = 2000,
+    num_steps: int = 1000,
 ) -> Trial:
     """MNIST, a row of an image a step, as `configs/mnist_lstm.py`."""
     pixels, classes = jnp.asarray(images), jnp.asarray(labels)
