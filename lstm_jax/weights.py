@@ -5,11 +5,11 @@ An array's name is its place in the nested dict, joined by "/": "head/kernel".
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from jaxtyping import PyTree
 
 from lstm_jax.cells import Params
@@ -28,9 +28,8 @@ def save_weights(params: Params, path: str | Path) -> None:
 
     Raises:
       ValueError: params are no such dict.
-      UserError: the file cannot be written, or safetensors is not installed.
+      UserError: the file cannot be written.
     """
-    library = _safetensors()
     named = named_leaves(params)
     if jax.tree.structure(_nested(named)) != jax.tree.structure(params):
         raise ValueError(
@@ -40,7 +39,7 @@ def save_weights(params: Params, path: str | Path) -> None:
     # Contiguous: the library writes memory as it lies.
     arrays = {name: np.array(array, order="C") for name, array in named.items()}
     try:
-        write_file(path, library.save(arrays))
+        write_file(path, safetensors.numpy.save(arrays))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from None
 
@@ -49,17 +48,17 @@ def load_weights(path: str | Path) -> Params:
     """Reads a safetensors file into a nested dict of NumPy's arrays.
 
     Raises:
-      UserError: there is no such file, it is damaged or of another kind, or
-        safetensors is not installed.
+      UserError: there is no such file, or it is damaged or of another kind.
     """
-    library = _safetensors()
     if not Path(path).is_file():
         raise UserError(f"no file {path}: name a .safetensors file")
     try:
-        return _nested(library.load_file(path))
+        return _nested(safetensors.numpy.load_file(path))
     except Exception as error:  # whatever a stranger's bytes make the library raise
         raise UserError(
-            f"{path} is no safetensors file of weights, or damaged ({error})"
+            f"{path} is no safetensors file of weights, or damaged ({error}); a "
+            "PyTorch model writes one by "
+            "safetensors.torch.save_file(model.state_dict(), path)"
         ) from None
 
 
@@ -91,13 +90,3 @@ def _nested(named: dict[str, Any]) -> Params:
             raise ValueError(f"{name} is an array and has others below it")
         node[last] = leaf
     return tree
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise UserError(
-            "safetensors is not installed: pip install -e '.[export]'"
-        ) from None
-    return safetensors.numpy

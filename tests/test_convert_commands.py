@@ -38,7 +38,7 @@ def of_torch(path: Path) -> dict[str, np.ndarray]:
                 state_dict[f"encoder.{name}_{suffix}"] = rng.normal(size=shape)
     state_dict |= {"head.weight": rng.normal(size=(4, 32)), "head.bias": np.ones(4)}
     state_dict = {name: a.astype(np.float32) for name, a in state_dict.items()}
-    convert.write_weights(path, state_dict)
+    convert.save_weights(state_dict, path)
     return state_dict
 
 
@@ -49,12 +49,12 @@ def test_torch_to_here_and_back(call: Call, tmp_path: Path) -> None:
     done = call(CONVERT, "--from=torch", "--prefix=encoder.", *options)
     assert done.code == 0, done.err
     assert "layer_1/backward/cell/recurrent_kernel [16, 64] float32\n" in done.out
-    found = convert.read_weights(stack)
+    found = convert.load_weights(stack)
     expected = convert.from_torch(state_dict, "lstm", "encoder.")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     options = [f"--file={stack}", "--cell=lstm", f"--out={back}"]
     assert call(CONVERT, "--to=torch", *options).code == 0
-    found = convert.read_weights(back)
+    found = convert.load_weights(back)
     for name, array in found.items():
         given = state_dict[f"encoder.{name}"]
         if name.startswith("bias_ih"):
@@ -71,7 +71,7 @@ def test_a_runs_layers_to_another_library(
     done = call(CONVERT, "--to=flax", *options)
     assert done.code == 0, done.err
     params = load_params(trained.workdir, BEST)["recurrent"]
-    found = convert.read_weights(out)
+    found = convert.load_weights(out)
     jax.tree.map(
         np.testing.assert_array_equal, found, give_stack(params, "flax", "lstm")
     )
@@ -152,8 +152,8 @@ def test_the_page_runs(tmp_path: Path) -> None:
         names: dict[str, Any] = {}
         for block in blocks:
             exec(block, names)
-        given = convert.read_weights("model.safetensors")
-        back = convert.read_weights("trained.safetensors")
+        given = convert.load_weights("model.safetensors")
+        back = convert.load_weights("trained.safetensors")
     assert back.keys() == given.keys()
     np.testing.assert_array_equal(
         back["encoder.weight_hh_l1_reverse"], given["encoder.weight_hh_l1_reverse"]

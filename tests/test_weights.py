@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +126,3 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
         load_weights(tmp_path)
     with pytest.raises(UserError, match="cannot write"):
         save_weights({"a": np.zeros(2)}, tmp_path / "none" / "a.safetensors")
-
-
-def test_without_the_library(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    for call in (lambda: save_weights({}, tmp_path / "a"), lambda: load_weights("a")):
-        with pytest.raises(UserError, match=r"\[export\]"):
-            call()

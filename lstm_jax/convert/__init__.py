@@ -20,21 +20,21 @@ writes it. Weights do not say which activation they were trained with: a PyTorch
 `RNN(nonlinearity="relu")` is `lstm_jax.simple_rnn(H, activation=jax.nn.relu)`.
 """
 
-from lstm_jax.convert.files import read_weights, write_weights
 from lstm_jax.convert.flax import from_flax, to_flax
 from lstm_jax.convert.keras import from_keras, to_keras
 from lstm_jax.convert.tf1 import from_tf1, to_tf1
 from lstm_jax.convert.torch import from_torch, to_torch
+from lstm_jax.weights import load_weights, save_weights
 
 __all__ = [
     "from_flax",
     "from_keras",
     "from_tf1",
     "from_torch",
-    "read_weights",
+    "load_weights",
+    "save_weights",
     "to_flax",
     "to_keras",
     "to_tf1",
     "to_torch",
-    "write_weights",
 ]

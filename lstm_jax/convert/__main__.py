@@ -18,12 +18,11 @@ from lstm_jax.cells import Params
 from lstm_jax.convert.files import (
     LIBRARIES,
     give_stack,
-    read_weights,
     take_stack,
-    write_weights,
 )
 from lstm_jax.convert.weights import GATES, flat
 from lstm_jax.errors import UserError
+from lstm_jax.weights import load_weights, save_weights
 from lstm_jax.workdirs import answering_step, load_params, read_config
 
 FROM = flags.DEFINE_enum("from", "lstm_jax", LIBRARIES, "Whose weights these are.")
@@ -47,19 +46,21 @@ def main() -> None:
     for flag in (FILE, CELL, OUT):
         if flag.value is None:
             raise UserError(f"--{flag.name} is missing: see --help")
+    if Path(OUT.value or "").exists():
+        raise UserError(f"{OUT.value} is there already: name another file")
     tree = _read(Path(FILE.value or ""))
     params = take_stack(
         tree, FROM.value or "", CELL.value or "", PREFIX.value, BIDIRECTIONAL.value
     )
     given = give_stack(params, TO.value or "", CELL.value or "")
-    write_weights(OUT.value or "", given)
+    save_weights(given, OUT.value or "")
     for name, array in flat(given).items():
         print(f"{name} {list(array.shape)} {array.dtype}")
 
 
 def _read(path: Path) -> Params:
     if not path.is_dir():
-        return read_weights(path)
+        return load_weights(path)
     config = read_config(path)
     params = load_params(path, answering_step(path, config.checkpoint.best or None))
     if "recurrent" not in params:

@@ -6,20 +6,13 @@ are those of `lstm_jax.layers.Stack`: "layer_0/cell/kernel", of a bidirectional 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import jax
-import numpy as np
-import safetensors
-import safetensors.numpy
 
 from lstm_jax.cells import Params
 from lstm_jax.convert import flax, keras, tf1, torch
 from lstm_jax.convert.stacks import stacked, unstacked
 from lstm_jax.convert.weights import Weights, flat, own_params
 from lstm_jax.errors import UserError
-from lstm_jax.reporting import write_file
 
 
 class Layout(NamedTuple):
@@ -47,55 +40,6 @@ LAYOUTS = {
 LIBRARIES = ("torch", *LAYOUTS)
 
 
-def read_weights(path: str | Path) -> Params:
-    """The arrays of a safetensors file, as a tree along the "/" in their names.
-
-    Raises:
-      UserError: there is no such file, or it is another kind of file.
-    """
-    path = Path(path)
-    try:
-        arrays = safetensors.numpy.load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is no safetensors file ({error}): a PyTorch model writes one by "
-            "safetensors.torch.save_file(model.state_dict(), path)"
-        ) from None
-    tree: Params = {}
-    for name, array in arrays.items():
-        *folders, last = name.split("/")
-        at = tree
-        for folder in folders:
-            at = at.setdefault(folder, {})
-            if not isinstance(at, dict):
-                raise UserError(f"{path}: {folder} of {name} is an array as well")
-        if last in at:
-            raise UserError(f"{path}: {name} is a folder of arrays as well")
-        at[last] = array
-    return tree
-
-
-def write_weights(path: str | Path, params: Mapping[str, Any]) -> None:
-    """Writes a tree of arrays as a safetensors file.
-
-    Raises:
-      UserError: the file is there already, or cannot be written.
-    """
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} is there already: name another file")
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(array))
-        for name, array in flat(params).items()
-    }
-    try:
-        write_file(path, safetensors.numpy.save(arrays))
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from None
-
-
 def take_stack(
     tree: Mapping[str, Any],
     library: str,
@@ -106,7 +50,7 @@ def take_stack(
     """Parameters of `lstm_jax.layers.Stack` from a file's arrays.
 
     Args:
-      tree: the arrays, as `read_weights` gives them.
+      tree: the arrays, as `lstm_jax.weights.load_weights` gives them.
       library: whose names they have: one of `LIBRARIES`.
       cell: of all layers.
       prefixes: where each layer's arrays are, from the first layer to the last, of a

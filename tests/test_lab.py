@@ -1,0 +1,398 @@
+"""The cell lab: that it sees what is wrong with a cell, and its page."""
+
+import base64
+import contextlib
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+
+import lstm_jax as lj
+from lstm_jax.errors import UserError
+from lstm_jax.lab import cost, examine, laws, own_cell, page, references, trials
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "docs" / "two_memories.py"
+PAGE = EXAMPLE.with_suffix(".lab.html")
+
+
+def deaf() -> lj.Cell:
+    """Its own sequence function hears of the inputs and the carry alone."""
+    cell = lj.simple_rnn(laws.HIDDEN)
+
+    def run(params: Any, xs: Any, carry: Any, **options: Any) -> Any:
+        carry, ys, carries = lj.unroll(cell, params, xs, carry, return_carries=True)
+        return (carry, ys, carries) if options["return_carries"] else (carry, ys)
+
+    return lj.Cell(cell.init, cell.initial_carry, cell.step, unroll=run)
+
+
+def averaging() -> lj.Cell:
+    """A row sees the others."""
+    cell = lj.simple_rnn(laws.HIDDEN)
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        return cell.step(params, carry, x - jnp.mean(x, axis=0, keepdims=True))
+
+    return lj.Cell(cell.init, cell.initial_carry, step)
+
+
+@jax.custom_jvp
+def bent(x: Any) -> Any:
+    return jnp.tanh(x)
+
+
+@bent.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return bent(*primals), 0.9 * tangents[0] * (1 - bent(*primals) ** 2)
+
+
+def wide_gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    h = jnp.tanh(zx + zh) + jnp.asarray(np.full(laws.HIDDEN, 0.1))
+    return lj.HiddenCarry(h), h
+
+
+def same_noise() -> lj.Cell:
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any, noise: Any) -> Any:
+        h = jnp.tanh(zx + zh) * (1.0 if noise is None else noise.step)
+        return lj.HiddenCarry(h), h
+
+    def noise(key: Any, params: Any, batch: int, time: int) -> lj.Noise:
+        return lj.Noise(step=jnp.full((batch, time, laws.HIDDEN), 0.5))
+
+    return lj.gated(laws.HIDDEN, 1, gates, noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("make", "broken", "kept"),
+    [
+        (
+            deaf,
+            ("masks and resets", "masked steps", "holes", "reversal", "resets"),
+            ("steps", "rows", "content of padding"),
+        ),
+        (averaging, ("rows",), ("steps", "reversal")),
+        (
+            lambda: lj.simple_rnn(laws.HIDDEN, bent),
+            ("finite differences",),
+            ("gradients", "resets"),
+        ),
+        (lambda: lj.gated(laws.HIDDEN, 1, wide_gates), ("float32",), ("steps",)),
+        (same_noise, ("noise",), ("steps",)),
+    ],
+    ids=["deaf", "averaging", "bent", "wide", "same_noise"],
+)
+def test_a_broken_law_is_seen(
+    make: Any, broken: tuple[str, ...], kept: tuple[str, ...], monkeypatch: Any
+) -> None:
+    chosen = {name: laws.LAWS[name] for name in (*broken, *kept)}
+    monkeypatch.setattr(laws, "LAWS", chosen)
+    found = laws.check(make(), laws.FEATURES, lambda name: None)
+    assert [law.name for law in found if not law.holds] == list(broken)
+    assert [law.name for law in found if law.holds] == list(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cell", [lj.slstm, lj.min_lstm, lambda size: lj.gru(size, reset_after=False)]
+)
+def test_built_in_cells_obey_all(cell: Any) -> None:
+    found = laws.check(cell(laws.HIDDEN), laws.FEATURES, lambda name: None)
+    assert [law for law in found if not law.holds] == []
+
+
+def test_a_law_that_raises_is_broken(monkeypatch: Any) -> None:
+    def fails(given: Any) -> float:
+        raise IndexError("first line\nsecond")
+
+    monkeypatch.setattr(laws, "LAWS", {"a": ("It is.", 0.0, fails)})
+    (law,) = laws.check(lj.lstm(laws.HIDDEN), laws.FEATURES, lambda name: None)
+    assert (law.holds, law.failure) == (False, "IndexError: first line")
+
+
+def test_distance() -> None:
+    assert laws.distance([jnp.array([4.0, 0])], [jnp.array([4.0, 1])]) == 0.25
+    assert laws.distance([0.5], [0.25]) == 0.25
+    assert laws.distance([jnp.nan], [jnp.nan]) == np.inf
+    assert laws.distance([1.0], [1.0, 2.0]) == np.inf
+    assert laws.distance(jnp.zeros(2), jnp.zeros(3)) == np.inf
+
+
+def test_the_reference_cells_leave_the_baseline() -> None:
+    """And their problems are those of today."""
+    found = references.read()
+    assert found["date"]
+    assert found["command"] == "python -m lstm_jax.lab.references"
+    for problem in examine.quick_trials():
+        references.check(found, problem)
+    for name, problem in found["problems"].items():
+        assert set(found["curves"][name]) == {"lstm", "gru"}
+        for curve in found["curves"][name].values():
+            assert page.leaves_baseline(curve, problem["baseline"]), name
+            assert curve["losses"][0][0] > 0.9 * problem["baseline"]
+    other = examine.quick_trials()[0]._replace(num_steps=7)
+    with pytest.raises(UserError, match="make them anew"):
+        references.check(found, other)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_reference_curves_are_what_lstm_learns(number: int) -> None:
+    """The first points, trained again."""
+    problem = examine.quick_trials()[number]
+    stored = references.read()["curves"][problem.name]["lstm"]
+    points = trials.learn(problem, lj.lstm(examine.HIDDEN))
+    for place in range(2):
+        step, losses = next(points)
+        assert step == stored["steps"][place]
+        expected = [curve[place] for curve in stored["losses"]]
+        np.testing.assert_allclose(losses, expected, rtol=1e-2)
+
+
+def test_problems_are_what_they_say() -> None:
+    inputs, sums = trials.adding(50).draw(jax.random.key(0), 2000)
+    marked = np.asarray(inputs[..., 1], bool)
+    assert np.all(marked[:, :25].sum(1) == 1)
+    assert np.all(marked[:, 25:].sum(1) == 1)
+    np.testing.assert_allclose(
+        np.where(marked, inputs[..., 0], 0).sum(1), sums, rtol=1e-6
+    )
+    assert float(jnp.var(sums)) == pytest.approx(1 / 6, rel=0.1)
+    inputs, symbols = trials.copy(10).draw(jax.random.key(0), 7)
+    ids = np.argmax(inputs, -1)
+    np.testing.assert_array_equal(ids[:, :10], symbols)
+    assert set(ids[:, 10:19].ravel()) == {8}  # blanks
+    assert set(ids[:, 19]) == {9}  # the sign to begin
+    assert ids.shape[1] == 30
+
+
+def test_a_cell_of_few_features_learns_behind_a_layer() -> None:
+    inner = lj.lstm(4)
+    cell = trials.widened(inner, 4)
+    params = cell.init(jax.random.key(0), 2)
+    xs = jax.random.normal(jax.random.key(1), (3, 5, 2))
+    _, ys = lj.unroll(cell, params, xs)
+    expected = lj.unroll(inner, params["cell"], xs @ params["kernel"])[1]
+    np.testing.assert_array_equal(ys, expected)
+    carry, y = cell.step(params, cell.initial_carry(params, 3), xs[:, 0])
+    np.testing.assert_allclose(y, ys[:, 0], rtol=1e-5)
+    assert carry.h.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "is no Python file"),
+        ("cel = 3", "has no function cell"),
+        ("import nothing_of_that_name", "does not run: ModuleNotFoundError"),
+        ("def cell(", "does not run: SyntaxError"),
+        ("def cell(size): return 3", "returns a int: it has to return a lstm_jax.Cell"),
+        ("def cell(size): return 1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return c, (zx, zh)\n"
+            "    return lj.gated(size, 1, gates)",
+            r"the lab takes one array \[B, Y\]",
+        ),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): raise KeyError('x')\n"
+            "    return lj.gated(size, 1, gates)",
+            "a step fails: KeyError",
+        ),
+    ],
+)
+def test_files_that_are_no_cell(text: str | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=reason):
+        own_cell.features_of(own_cell.load(path), 8, 5)
+
+
+def test_features(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import lstm_jax as lj\nfrom lstm_jax.combinators import residual\n"
+        "def cell(size): return residual(lj.lstm(size))"
+    )
+    assert own_cell.features_of(own_cell.load(path), 8, 5) == 8
+    path.write_text("import lstm_jax as lj\ncell = lj.lstm")
+    assert own_cell.features_of(own_cell.load(path), 8, 5) == 5
+
+
+def test_cost_counts_what_is_there(monkeypatch: Any) -> None:
+    for name, value in (("BATCH", 4), ("TIME", 6), ("ROUNDS", 2)):
+        monkeypatch.setattr(cost, name, value)
+    cells = {"mine": lj.simple_rnn(8), "lstm": lj.lstm(8)}
+    found = cost.measure(cells, 3)
+    assert found["mine"].parameters == 8 * (3 + 8 + 1)
+    assert found["lstm"].parameters == 4 * 8 * (3 + 8 + 1)
+    assert found["lstm"].forward_ratio == found["lstm"].training_ratio == 1
+    assert found["mine"].path.startswith("fused")
+    # Floats [6, 4, ...] of 4 bytes: more than the states alone, fewer than all else.
+    assert 6 * 4 * 8 * 4 / 1e6 <= found["mine"].saved < found["lstm"].saved
+
+
+class Seen(html.parser.HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check_page(text: str, source: str, pictures: int) -> None:
+    seen = Seen(text)
+    assert not {"script", "link", "iframe"} & set(seen.tags)
+    assert source in seen.text
+    assert seen.tags.count("img") == pictures == len(seen.sources)
+    for data in seen.sources:
+        kind, coded = data.split(",", 1)
+        assert kind == "data:image/png;base64"
+        image = matplotlib.image.imread(io.BytesIO(base64.b64decode(coded)))
+        assert min(image.shape[:2]) > 100
+        assert np.std(image[..., :3]) > 0.01  # something is drawn
+
+
+def test_the_example_page() -> None:
+    """It is of the file beside it, which is short, and all is well there."""
+    source = EXAMPLE.read_text()
+    assert len(source.splitlines()) <= 20
+    check_page(PAGE.read_text(), source, 5)
+    found = json.loads(PAGE.with_suffix(".json").read_text())
+    assert found["source"] == source
+    assert len(found["laws"]) == len(laws.LAWS) - 1  # it has no noise
+    assert all(law["holds"] for law in found["laws"])
+    assert found["cost"]["two_memories"]["path"].startswith("fused")
+    assert found["seconds"] < 300
+    for problem, curve in found["curves"].items():
+        baseline = found["problems"][problem]["baseline"]
+        assert page.leaves_baseline(curve, baseline), problem
+
+
+def test_a_page_says_what_is_wrong() -> None:
+    """And shows a source as it is."""
+    found = json.loads(PAGE.with_suffix(".json").read_text())
+    found["source"] = "a < b & '<script>'"
+    found["laws"][3] |= {"holds": False, "error": None, "failure": "it <broke>"}
+    found["cost"]["two_memories"]["path"] = "autodiff: it was not made by gated"
+    curve = found["curves"]["copy, T = 10"]
+    curve["losses"][1] = [None] * len(curve["steps"])  # a seed that diverged
+    about = {name: found[name] for name in ("command", "date", "machine", "versions")}
+    text = page.render(found, references.read(), about)
+    check_page(text, "a < b & '<script>'", 5)
+    lines = page.summary(found, references.read())
+    assert lines[0][0] is False
+    assert lines[0][1].endswith(f"broken: {found['laws'][3]['name']}.")
+    assert (False, "Path: autodiff: it was not made by gated.") in lines
+    copied = next(line for line in lines if line[1].startswith("copy"))
+    assert copied[0] is False
+    assert "not finite" in copied[1]
+
+
+def test_command(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """`lab.py` from flags to files, with little to learn."""
+    monkeypatch.chdir(tmp_path)
+    few = [trials.fable()._replace(num_steps=trials.POINTS)]
+    monkeypatch.setattr(examine, "quick_trials", lambda: few)
+    monkeypatch.setattr(references, "check", lambda found, problem: None)
+    chosen = {n: laws.LAWS[n] for n in ("steps", "finite differences")}
+    monkeypatch.setattr(laws, "LAWS", chosen)
+    for name, value in (("BATCH", 4), ("TIME", 6), ("ROUNDS", 2)):
+        monkeypatch.setattr(cost, name, value)
+    done = call("lab.py", str(EXAMPLE))
+    assert done.code == 0, done.err
+    assert "ok  Laws: 2 of 2 hold." in done.out
+    assert "NO  the fable" in done.out  # after twenty steps
+    check_page((tmp_path / "two_memories.lab.html").read_text(), EXAMPLE.read_text(), 3)
+    found = json.loads((tmp_path / "two_memories.lab.json").read_text())
+    assert found["command"].startswith("python lab.py")
+    assert len(found["curves"]["the fable"]["losses"]) == trials.SEEDS
+    gains = found["flow"]["two_memories"]["lag_gains"]
+    assert gains[0] == pytest.approx(1.0)
+    assert len(gains) == examine.STEPS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "give the file of a cell"),
+        (["a.py", "b.py"], "unexpected argument 'b.py'"),
+        (["a.py"], "a.py is no Python file"),
+        ([str(EXAMPLE), "--out=a.txt"], "has to end in .html"),
+        ([str(EXAMPLE), "--out=nowhere/a.html"], "in a folder that is there"),
+    ],
+)
+def test_errors_in_a_line(call: Any, arguments: list[str], reason: str) -> None:
+    done = call("lab.py", *arguments)
+    assert done.code == 2
+    assert reason in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser(tmp_path: Path) -> None:
+    """It renders without a network, and every picture is drawn."""
+    # The page has no script; this copy tells how large its pictures came out.
+    script = (
+        "<script>addEventListener('load', () => { document.title = [...document.images]"
+        ".map(i => i.complete ? i.naturalWidth : 0).join(' ') })</script></body>"
+    )
+    copy = tmp_path / "page.html"
+    copy.write_text(PAGE.read_text().replace("</body>", script))
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-background-networking", "--disable-component-update"]
+    command += ["--no-first-run", "--disable-sync", "--disable-quic"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True
+    )
+    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    widths = [int(width) for width in title.split()]
+    assert len(widths) == 5
+    assert min(widths) > 300
+    assert "In short" in done.stdout
+
+
+@pytest.mark.slow
+def test_in_whole(tmp_path: Path) -> None:
+    """As a person calls it; within its time where the machine has nothing else."""
+    out = tmp_path / "page.html"
+    command = [sys.executable, "lab.py", str(EXAMPLE), f"--out={out}"]
+    with contextlib.chdir(ROOT):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "NO " not in done.stdout
+    check_page(out.read_text(), EXAMPLE.read_text(), 5)
+    found = json.loads(out.with_suffix(".json").read_text())
+    before = json.loads(PAGE.with_suffix(".json").read_text())
+    for name, curve in before["curves"].items():
+        ends = (np.mean(page.final(c)) for c in (found["curves"][name], curve))
+        assert np.divide(*ends) == pytest.approx(1, abs=0.5), name
