@@ -87,7 +87,8 @@ def copy_until(step: int, whole: Path, workdir: Path) -> None:
             shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
 def test_other_numbers_of_processes_go_on(
     count: int, whole: Path, tmp_path: Path, cache: Path
 ) -> None:

@@ -37,6 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fast_runs: Path) -> Any:
         yield runs.finish(ARGUMENTS, folder / "whole", folder / "cache")
 
 
+@pytest.mark.slow
 def test_killed_twice(whole: runs.Run, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(soak.PHASES, "compilation", 0.0)
     expected = runs.end(whole.workdir, whole.out)

@@ -163,7 +163,7 @@ def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
             f"{len(next(iter(found['curves'].values()))['losses'])} seeds, 64 units; "
             "the band is from the least to the largest. The curves of lstm and gru "
             f"were made on {references['date']} on {references['machine']} by "
-            f"{references['command']}."
+            f"{references['command']}; those of what --full adds, along with this page."
         )
     ]
     rows = []

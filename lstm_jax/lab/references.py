@@ -6,6 +6,7 @@ a problem of the lab, whose old curves are no measure any more.
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,22 @@ def check(found: dict[str, Any], problem: Trial) -> None:
         )
 
 
-def make(problems: list[Trial]) -> dict[str, Any]:
-    """Trains the reference cells."""
+def make(problems: Sequence[Trial], say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains the reference cells.
+
+    Args:
+      problems: on which.
+      say: is given lines of progress.
+    """
     found = examine.about("python -m lstm_jax.lab.references")
     found["problems"] = {p.name: examine.describe(p) for p in problems}
-    found["curves"] = {
-        problem.name: {
-            name: examine.learnt(problem, cell(examine.HIDDEN), _say)
-            for name, cell in CELLS.items()
-        }
-        for problem in problems
-    }
+    found["curves"] = {}
+    for problem in problems:
+        curves = {}
+        for name, cell in CELLS.items():
+            say(f"{name} on {problem.name}")
+            curves[name] = examine.learnt(problem, cell(examine.HIDDEN), say)
+        found["curves"][problem.name] = curves
     return found
 
 
@@ -58,7 +64,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Writes the file of the package."""
-    found = make([*examine.quick_trials(), *examine.further_trials()])
+    found = make(examine.quick_trials(), _say)
     path = Path(__file__).with_name(FILE)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
