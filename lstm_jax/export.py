@@ -37,15 +37,7 @@ def export_step(
 ) -> export.Exported:
     """One step of a cell, without noise.
 
-    >>> import jax, jax.numpy as jnp, lstm_jax as lj
-    >>> from lstm_jax.weights import named_leaves
-    >>> cell = lj.lstm(hidden_size=4)
-    >>> params = cell.init(jax.random.key(0), 3)
-    >>> program = export_step(cell, params, input_size=3)
-    >>> carry = {"h": jnp.zeros((2, 4)), "c": jnp.zeros((2, 4))}
-    >>> y, carry = program.call(named_leaves(params), jnp.ones((2, 3)), carry)
-    >>> y.shape, sorted(carry)
-    ((2, 4), ['c', 'h'])
+    `docs/serving.md` has one written to a file and run without this package.
 
     Args:
       cell: any cell.

@@ -260,7 +260,7 @@ def test_config_of_an_earlier_version_gets_the_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "field"), [("", "sead"), ("model", "hiden_size"), ("sweep", "seeds")]
+    ("group", "field"), [("", "sead"), ("model", "hiden_size"), ("swept", "seeds")]
 )
 def test_field_of_a_later_version_is_named(
     group: str, field: str, tmp_path: Path

@@ -5,7 +5,6 @@ not installed.
 """
 
 import datetime
-import importlib
 import sys
 from pathlib import Path
 
@@ -13,18 +12,21 @@ import jax
 from absl import flags
 
 from lstm_jax import command_line
+from lstm_jax.certify import against_flax, against_keras, against_tf1, against_torch
 from lstm_jax.certify.compare import Result, results
 from lstm_jax.certify.peer import Peer
 from lstm_jax.certify.report import as_json, as_markdown
-from lstm_jax.convert.files import LIBRARIES
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
+PEERS: dict[str, Peer] = {
+    "torch": against_torch.PEER,
+    "keras": against_keras.PEER,
+    "flax": against_flax.PEER,
+    "tf1": against_tf1.PEER,
+}
 AGAINST = flags.DEFINE_enum(
-    "against",
-    None,
-    [name for name in LIBRARIES if name != "lstm_jax"],
-    "The library to compare with.",
+    "against", None, list(PEERS), "The library to compare with."
 )
 OUT = flags.DEFINE_string("out", "certificates", "The folder of the certificate.")
 
@@ -33,8 +35,7 @@ def main() -> None:
     """Compares, tells each case on stderr, and writes."""
     if AGAINST.value is None:
         raise UserError("--against is missing: see --help")
-    name = f"lstm_jax.certify.against_{AGAINST.value}"
-    peer: Peer = importlib.import_module(name).PEER
+    peer = PEERS[AGAINST.value]
     peer.versions()  # which refuses what is not installed
     folder = Path(OUT.value or "")
     try:
