@@ -63,12 +63,14 @@ class Fused(NamedTuple):
       dtype: type of the operands of the products; None: the parameters' type.
       lstm_gates: `gates` itself, if it is the LSTM with tanh and sigmoid, which cuDNN
         has; so a cell made from this one with other gates is not taken for it.
+      unread: names of extras that `recurrent` reads and the gates do not.
     """
 
     gates: Callable[..., tuple[Any, PyTree]]
     recurrent: Callable[[Params, Array, Noise | None], Array] | None
     dtype: DTypeLike | None
     lstm_gates: Callable[..., tuple[Any, PyTree]] | None = None
+    unread: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
@@ -96,8 +98,8 @@ class Cell(NamedTuple):
     unroll: Callable[..., Any] | None = None
 
 
-# The parameters that the products read; all others are extras, for the gates.
-KERNELS = ("kernel", "recurrent_kernel", "bias", "projection")
+# The parameters that `gated` owns; all others are extras and belong to the gates.
+KERNELS = ("kernel", "recurrent_kernel", "bias")
 
 
 def extras_of(params: Params) -> Params:
@@ -220,7 +222,7 @@ def gated(
             "bias": bias_init(bias_key, (width,)),
         }
         extras = {} if init_extra is None else init_extra(extra_key, input_size)
-        if clash := sorted(extras.keys() & set(KERNELS)):
+        if clash := sorted(params.keys() & extras.keys()):
             raise ValueError(f"an extra may not be named {clash[0]!r}: a kernel is")
         return params | extras
 

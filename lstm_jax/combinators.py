@@ -244,7 +244,14 @@ def project(cell: Cell, size: int) -> Cell:
     def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
         return recurrent_product(inner, params, projected(params, h), noise)
 
-    fused = inner._replace(recurrent=recurrent)
+    def gates(
+        extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
+    ) -> tuple[Any, PyTree]:
+        extras = _without_extra(extras, "projection")[1]
+        return inner.gates(extras, carry, zx, zh, noise)
+
+    unread = (*inner.unread, "projection")
+    fused = inner._replace(gates=gates, recurrent=recurrent, unread=unread)
     narrow = with_fused(cell, fused, init=init)
     return _after(narrow, lambda params, xs, ys: projected(params, ys))
 

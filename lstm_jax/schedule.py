@@ -64,7 +64,9 @@ def schedule_for(
     own_product = fused.recurrent is not None
     if backend == "cpu":
         # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
-        matrices = any(a.ndim > 1 for a in jax.tree.leaves(extras_of(params)))
+        read = extras_of(params)
+        read = {name: read[name] for name in read if name not in fused.unread}
+        matrices = any(a.ndim > 1 for a in jax.tree.leaves(read))
         # So it does where a product of the cell's own meets numbers of each row, or is
         # no product of matrices: a transpose between the two stays one.
         entrywise = own_product and (

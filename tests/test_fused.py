@@ -111,6 +111,10 @@ def test_schedule_by_backend_and_shape() -> None:
         return schedule_for(backend, cell.fused, params, batch, time, noise)[:-1]
 
     lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
+    low_rank = CELLS["low_rank"]
+    assert low_rank.fused is not None
+    # Its matrix is said to meet no gates.
+    unread = low_rank.fused._replace(unread=("projection",))
     # Their own products are entry by entry, in part or whole.
     dropped, indrnn = CELLS["recurrent_dropout"], lj.indrnn(HIDDEN)
     # Its gates meet a matrix of parameters.
@@ -122,6 +126,9 @@ def test_schedule_by_backend_and_shape() -> None:
     )
     assert chosen("cpu", lstm, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", own, 64, 500) == (LAST, False, False, 10, 1)
+    assert chosen("cpu", low_rank, 64, 500) == (FIRST, False, False, 10, 1)
+    unread = low_rank._replace(fused=unread)
+    assert chosen("cpu", unread, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", dropped, 64, 500) == (FIRST, False, False, 10, 1)
     assert chosen("cpu", indrnn, 64, 500) == (FIRST, False, False, 10, 1)
     assert chosen("cpu", lstm, 16, 28) == (FIRST, False, True, 28, 1)
