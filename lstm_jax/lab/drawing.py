@@ -52,7 +52,7 @@ def draw_costs(costs: dict[str, Any]) -> bytes:
     Args:
       costs: `cost.Cost` as a dict, by cell, the new one first.
     """
-    figure = make_figure(5.2, 0.8 + 0.7 * len(costs))
+    figure = make_figure(6.4, 0.8 + 0.7 * len(costs))
     axes = figure.add_subplot()
     places = np.arange(len(costs))[::-1]
     for shift, field, color in (
@@ -65,7 +65,8 @@ def draw_costs(costs: dict[str, Any]) -> bytes:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_yticks(places, list(costs), parse_math=False)
     axes.set_xlabel("time, of lstm's")
-    _finish(axes)
+    # Beside the bars, which it would hide.
+    _finish(axes, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return to_png(figure)
 
 
@@ -90,8 +91,8 @@ def draw_gains(flows: dict[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def _finish(axes: Any) -> None:
+def _finish(axes: Any, **legend: Any) -> None:
     axes.grid(linewidth=0.5, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8)
+    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **legend)
