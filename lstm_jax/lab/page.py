@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lstm_jax.lab import drawing
 
 _LAGS = (1, 10, 25, 50, 99)
+_NUMBERS = re.compile(r"\d[\d.,e+\- ]*( ms| MB)?")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -17,7 +19,8 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top;
   border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { text-align: right; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 14px; }
 img { max-width: 100%; height: auto; }
 .bad { color: #b00020; font-weight: 600; } .good { color: #00694a; }
@@ -229,7 +232,7 @@ def _table(
     """A table; the columns `raw` hold HTML already."""
 
     def cell(column: int, value: str) -> str:
-        number = ' class="number"' if value[:1].isdigit() else ""
+        number = ' class="number"' if _NUMBERS.fullmatch(value) else ""
         return f"<td{number}>{value if column in raw else _text(value)}</td>"
 
     head = "".join(f"<th>{_text(title)}</th>" for title in heads)
