@@ -167,8 +167,31 @@ def _linear(
             return before[0] * after[0], before[1] * after[0] + after[1]
 
         _, hs = lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)
+        if mask is not None:
+            hs = _held(hs, mask, carry.h, reverse)
         last = HiddenCarry(hs[:, 0] if reverse else hs[:, -1])
         ys = hs if mask is None else jnp.where(jnp.expand_dims(mask, -1), hs, 0)
         return last, ys, *((HiddenCarry(hs),) if return_carries else ())
 
     return Cell(init, initial_carry, looped.step, unroll=run)
+
+
+def _held(
+    hs: Float[Array, "B T H"],
+    mask: Bool[Array, "B T"],
+    first: Float[Array, "B H"],
+    reverse: bool,
+) -> Float[Array, "B T H"]:
+    """The states, at masked steps those of the last valid step before, to the bit.
+
+    The scan multiplies them by ones in another order at each step: equal by rounding.
+    """
+    time = mask.shape[1]
+    steps = jnp.expand_dims(jnp.arange(time, dtype=jnp.int32), 0)
+    if reverse:
+        at = lax.cummin(jnp.where(mask, steps, time), axis=1, reverse=True)
+    else:
+        at = lax.cummax(jnp.where(mask, steps, -1), axis=1)
+    at = jnp.expand_dims(at, -1)
+    held = jnp.take_along_axis(hs, jnp.clip(at, 0, time - 1), axis=1)
+    return jnp.where((at >= 0) & (at < time), held, jnp.expand_dims(first, 1))

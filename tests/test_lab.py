@@ -112,6 +112,15 @@ def test_built_in_cells_obey_all(cell: Any) -> None:
     assert [law for law in found if not law.holds] == []
 
 
+@pytest.mark.parametrize("cell", [lj.min_gru, lj.min_lstm])
+def test_parallel_cells_hold_their_state(cell: Any, monkeypatch: Any) -> None:
+    """To the bit, at masked steps; an associative scan alone would round."""
+    chosen = {name: laws.LAWS[name] for name in ("masked steps", "no steps")}
+    monkeypatch.setattr(laws, "LAWS", chosen)
+    found = laws.check(cell(laws.HIDDEN), laws.FEATURES, lambda name: None)
+    assert [law.error for law in found] == [0.0, 0.0]
+
+
 def test_a_law_that_raises_is_broken(monkeypatch: Any) -> None:
     def fails(given: Any) -> float:
         raise IndexError("first line\nsecond")
