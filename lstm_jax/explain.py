@@ -15,7 +15,7 @@ from lstm_jax import layout, sharding
 from lstm_jax.cells import Cell
 from lstm_jax.layers import Recurrent
 from lstm_jax.schedule import schedule_for
-from lstm_jax.tasks.task import Task
+from lstm_jax.tasks.task import Task, longest
 from lstm_jax.unroll import Implementation, unroll
 
 
@@ -77,10 +77,10 @@ def calls_of(task: Task, batch_size: int) -> list[Call]:
         found.clear()  # what initialising has run
         return task.loss(params, examples, weight, key, task.carry(batch_size))
 
-    longest = max(task.examples, key=_example_size)
+    examples = longest(task.examples)
     weight = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     with nn.intercept_methods(record):
-        jax.eval_shape(loss, jax.random.key(0), jax.tree.map(shape, longest), weight)
+        jax.eval_shape(loss, jax.random.key(0), jax.tree.map(shape, examples), weight)
     return found
 
 
@@ -250,7 +250,3 @@ def _products(jaxpr: Jaxpr, times: int = 1) -> list[tuple[int, int]]:
             if hasattr(inner, "eqns"):
                 found += _products(inner, runs)
     return found
-
-
-def _example_size(examples: Any) -> int:
-    return sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(examples))

@@ -14,7 +14,7 @@ from lstm_jax.cells import Cell, Params
 from lstm_jax.errors import UserError
 from lstm_jax.flow import Flow, measure
 from lstm_jax.layers import Recurrent
-from lstm_jax.tasks.task import Examples, Task, size_of
+from lstm_jax.tasks.task import Examples, Task, longest, size_of
 
 # Of the longest training examples, at most: enough for a mean, soon measured.
 _ROWS = 32
@@ -119,13 +119,9 @@ def make_probe(task: Task, batch_size: int) -> Probe:
 
 def _batch(task: Task, batch_size: int) -> tuple[Examples, Float[Array, " B"]]:
     """As many examples as a batch has, or `_ROWS`, and their weights."""
-
-    def steps(examples: Examples) -> int:
-        return sum(int(np.prod(a.shape[1:])) for a in jax.tree.leaves(examples))
-
-    longest = max(task.examples, key=steps)
-    rows = min(batch_size, size_of(longest), _ROWS)
-    return jax.tree.map(lambda a: a[:rows], longest), jnp.ones(rows)
+    examples = longest(task.examples)
+    rows = min(batch_size, size_of(examples), _ROWS)
+    return jax.tree.map(lambda a: a[:rows], examples), jnp.ones(rows)
 
 
 def _unused(name: str, names: Mapping[str, Any]) -> str:

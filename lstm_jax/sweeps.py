@@ -42,7 +42,7 @@ from lstm_jax.evaluation import (
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import Drawn, Member, MemberSums, SweepState
 from lstm_jax.optimizers import make_optimizer
-from lstm_jax.steps import Stepping, TrainState
+from lstm_jax.steps import Stepping
 from lstm_jax.sweep_folders import Progress, folder_of, write_members
 from lstm_jax.tasks.task import Task
 
@@ -148,7 +148,7 @@ def _setup(config: Config, task: Task, own: tuple[Member, ...]) -> Setup:
 
     drawn = members.draw(members.padded(own))
     programs = members.make_programs(task, stepping, config.batch_size)
-    init = functools.partial(_init, stepping, config, None)
+    init = functools.partial(_init, stepping, None)
     abstract = jax.eval_shape(init, drawn)
     check_best(config.checkpoint.best, task, abstract.members.sums)
     best = config.checkpoint.best or next((f"{s}_loss" for s in task.splits), "")
@@ -157,16 +157,8 @@ def _setup(config: Config, task: Task, own: tuple[Member, ...]) -> Setup:
     )
 
 
-def _init(
-    stepping: Callable[[Any], Stepping], config: Config, source: Any, drawn: Drawn
-) -> SweepState:
-    def begin(state: TrainState) -> TrainState:
-        if source is None:
-            return state
-        params = workdirs.matching_params(source, state.params)
-        average = jax.tree.map(jnp.copy, params) if config.optimizer.ema else ()
-        return state._replace(params=params, average=average)
-
+def _init(stepping: Callable[[Any], Stepping], source: Any, drawn: Drawn) -> SweepState:
+    begin = functools.partial(workdirs.begun_from, source)
     states = members.init_states(stepping, drawn, begin)
     return SweepState(states, jax.tree.map(jnp.copy, steps.predicting_params(states)))
 
@@ -177,7 +169,7 @@ def _begin(
     """The state that is gone on with, what was stored with it, and its step."""
     step = checkpoints.latest_step(opened)
     if step is None:
-        init = functools.partial(_init, made.stepping, made.config, source)
+        init = functools.partial(_init, made.stepping, source)
         state = jax.jit(init, out_shardings=members.divided())(made.drawn)
         fresh = [_stored(Progress()) for _ in made.own]
         return state, {"seconds": 0.0, "members": fresh, "ended": False}, 0

@@ -155,11 +155,7 @@ def _fit(
 
         def fresh(source: Any) -> TrainState:
             state = steps.init_state(stepping, steps.make_keys(config.seed))
-            if source is None:
-                return state
-            params = workdirs.matching_params(source, state.params)
-            average = jax.tree.map(jnp.copy, params) if stepping.ema else ()
-            return state._replace(params=params, average=average)
+            return workdirs.begun_from(source, state)
 
         def begin() -> tuple[TrainState, dict[str, Any]]:
             step = processes.from_leader(checkpoints.latest_step(opened))

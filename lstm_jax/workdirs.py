@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from filelock import FileLock, Timeout
 
 from lstm_jax import checkpoints, processes
@@ -15,6 +16,7 @@ from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
+from lstm_jax.steps import TrainState
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
@@ -238,6 +240,15 @@ def load_source(init_from: str | Path, workdir: Path) -> Params | None:
     if processes.leads():
         print(f"starting from step {step} of {init_from}")
     return load_params(init_from, step)
+
+
+def begun_from(source: Params | None, state: TrainState) -> TrainState:
+    """A fresh state with the matching parameters of another run; None: as it is."""
+    if source is None:
+        return state
+    params = matching_params(source, state.params)
+    average = jax.tree.map(jnp.copy, params) if state.average != () else ()
+    return state._replace(params=params, average=average)
 
 
 def matching_params(source: Params, params: Params) -> Params:

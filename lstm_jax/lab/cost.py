@@ -59,7 +59,6 @@ def measure(cells: dict[str, Cell], features: int = FEATURES) -> dict[str, Cost]
         forward, training, saved = explain.programs(call)
         plain = explain.programs(call._replace(implementation="autodiff"))[1]
         arguments = explain.arguments_of(call)
-        # The cell and the built-in ones are one at a time: compiled and warm.
         for which, program in (
             ("forward", forward),
             ("training", training),

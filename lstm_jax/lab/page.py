@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lstm_jax.lab import drawing
+from lstm_jax.lab import cost, drawing, examine
 
 _LAGS = (1, 10, 25, 50, 99)
 _NUMBERS = re.compile(r"\d[\d.,e+\- ]*( ms| MB)?")
@@ -137,22 +137,23 @@ def _costs(costs: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{cost['parameters']:,}",
-            f"{cost['forward']:.1f} ms",
-            f"{cost['forward_ratio']:.2f}",
-            f"{cost['training']:.1f} ms",
-            f"{cost['training_ratio']:.2f}",
-            f"{cost['autodiff_ratio']:.2f}",
-            f"{cost['saved']:.1f} MB",
-            f"{cost['peak']:.1f} MB",
+            f"{of['parameters']:,}",
+            f"{of['forward']:.1f} ms",
+            f"{of['forward_ratio']:.2f}",
+            f"{of['training']:.1f} ms",
+            f"{of['training_ratio']:.2f}",
+            f"{of['autodiff_ratio']:.2f}",
+            f"{of['saved']:.1f} MB",
+            f"{of['peak']:.1f} MB",
         )
-        for name, cost in costs.items()
+        for name, of in costs.items()
     ]
-    paths = "\n".join(f"{name}: {cost['path']}" for name, cost in costs.items())
+    paths = "\n".join(f"{name}: {of['path']}" for name, of in costs.items())
     return (
         _note(
-            "A layer of 96 units on 128 rows of 200 steps with 32 features (or, where "
-            "the cell takes no others, 96), measured in turn."
+            f"A layer of {cost.HIDDEN} units on {cost.BATCH} rows of {cost.TIME} steps "
+            f"with {cost.FEATURES} features (or, where the cell takes no others, "
+            f"{cost.HIDDEN}), measured in turn."
         )
         + _table(heads, rows)
         + _picture(drawing.draw_costs(costs), "Time of each cell beside lstm's")
@@ -161,10 +162,11 @@ def _costs(costs: dict[str, Any]) -> str:
 
 
 def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
+    seeds = len(next(iter(found["curves"].values()))["losses"])
     parts = [
         _note(
-            f"{len(next(iter(found['curves'].values()))['losses'])} seeds, 64 units; "
-            "the band is from the least to the largest. The curves of lstm and gru "
+            f"{seeds} seeds, {examine.HIDDEN} units; the band is from the least "
+            "to the largest. The curves of lstm and gru "
             f"were made on {references['date']} on {references['machine']} by "
             f"{references['command']}; those of what --full adds, along with this page."
         )
@@ -200,8 +202,9 @@ def _flow(flows: dict[str, Any]) -> str:
     heads += ("steps that a unit remembers, median", "gates at an end of their range")
     return (
         _note(
-            "Of untrained cells of 64 units that read a text sign by sign: how much of "
-            "a random change of the state is left after so many steps (1: all)."
+            f"Of untrained cells of {examine.HIDDEN} units that read a text sign by "
+            "sign: how much of a random change of the state is left after so many "
+            "steps (1: all)."
         )
         + _picture(drawing.draw_gains(flows), "What is left of a change, over the lag")
         + _table(heads, rows)

@@ -1,5 +1,6 @@
 """What a task is."""
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -63,6 +64,15 @@ class Task(NamedTuple):
     sample: Callable[[Params, Examples], str] | None = None
     demonstrate: Callable[[Params], str] | None = None
     pictures: Callable[[Params], Mapping[str, bytes]] | None = None
+
+
+def longest(buckets: Buckets) -> Examples:
+    """The bucket whose examples are the largest."""
+
+    def numbers(examples: Examples) -> int:
+        return sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(examples))
+
+    return max(buckets, key=numbers)
 
 
 def size_of(examples: Examples) -> int:
