@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from jaxtyping import Array
 
@@ -35,7 +36,9 @@ def replay(
     known |= zip(jaxpr.invars, arguments, strict=True)
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
+        if isinstance(atom, Literal):  # jax 0.10 keeps a float of its own there
+            return jnp.asarray(atom.val, atom.aval.dtype)
+        return known[atom]
 
     for equation in jaxpr.eqns:
         name = equation.primitive.name

@@ -26,6 +26,7 @@ def test_gives_the_same_and_shows_what_is_inside() -> None:
     out = replay(
         traced, [x, y], see=lambda name, a: seen.append((name, np.asarray(a[0])))
     )
+    assert all(isinstance(a, jax.Array) for a in out)  # the number among them too
     for got, want in zip(out, function(x, y), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
     known = [(name, a) for name, a in seen if name in ("tanh", "logistic")]
