@@ -348,7 +348,10 @@ def test_best_of_a_finished_run_may_be_chosen_anew(
     assert call(*chosen).out.splitlines() == of_best
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_interrupted_training_says_so_in_one_line(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -62,8 +62,18 @@ def arguments(cell: lj.Cell) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [
+        *((name, False) for name in CELLS),
+        ("lstm", True),
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)
+            for name in CELLS
+            if name != "lstm"
+        ),
+    ],
+)
 def test_equals_the_fused_path(name: str, reverse: bool) -> None:
     given = arguments(CELLS[name])
 

@@ -117,20 +117,8 @@ def test_a_run_goes_on_with_more_processes_and_with_fewer(
     assert_close(state_of(workdir), state_of(whole), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("number", "moment"),
-    [
-        (1, "collective"),
-        pytest.param(0, "collective", marks=pytest.mark.slow),
-        pytest.param(1, "evaluation", marks=pytest.mark.slow),
-        pytest.param(1, "idle", marks=pytest.mark.slow),
-        pytest.param(0, "idle", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_process_ends_the_other_and_all_go_on(
-    number: int, moment: str, whole: Path, tmp_path: Path, cache: Path
-) -> None:
-    workdir = tmp_path / "killed"
+def lose(number: int, moment: str, workdir: Path, cache: Path) -> None:
+    """Two processes train, of which one is killed; the other says so and ends."""
     ended = run_group(2, workdir, cache, FIELDS, (number, moment))
     victim, other = ended[number], ended[1 - number]
     assert victim.code == -9
@@ -140,6 +128,28 @@ def test_a_killed_process_ends_the_other_and_all_go_on(
     assert first.startswith("error: ")
     assert "lost" in first
     assert first.endswith("start all processes again, and the run goes on")
+
+
+def test_a_killed_process_ends_the_other(tmp_path: Path, cache: Path) -> None:
+    lose(1, "collective", tmp_path / "killed", cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (1, "collective"),
+        (0, "collective"),
+        (1, "evaluation"),
+        (1, "idle"),
+        (0, "idle"),
+    ],
+)
+def test_a_killed_process_ends_the_other_and_all_go_on(
+    number: int, moment: str, whole: Path, tmp_path: Path, cache: Path
+) -> None:
+    workdir = tmp_path / "killed"
+    lose(number, moment, workdir, cache)
     assert_trained(run_group(2, workdir, cache, FIELDS), workdir)
     assert_same_bits(state_of(workdir), state_of(whole))
     assert rows_of(workdir) == rows_of(whole)

@@ -179,8 +179,7 @@ def test_signals_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = toy_config(num_steps=30, **{"checkpoint.every": 7})
     config.report.evaluate_every = 12
     training.fit(config, task, tmp_path / "whole")
-    add_row, at = reporting.add_row, {5: signal.SIGTERM, 15: signal.SIGINT}
-    at |= {12: signal.SIGINT, 25: signal.SIGTERM}
+    add_row, at = reporting.add_row, {5: signal.SIGTERM, 12: signal.SIGINT}
 
     def interrupting(out: Any, row: Any) -> None:
         add_row(out, row)
@@ -197,7 +196,7 @@ def test_signals_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         saved.append(caught.value.step)
         assert int(saved_state(tmp_path / "parts", config, task).step) == saved[-1]
         assert signal.getsignal(signal.SIGINT) is before
-    assert len(saved) == 4
+    assert len(saved) == 2
     training.fit(config, task, tmp_path / "parts")
     assert_same_bits(
         saved_state(tmp_path / "parts", config, task),
