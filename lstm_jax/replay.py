@@ -37,7 +37,8 @@ def replay(
 
     def read(atom: Any) -> Any:
         if isinstance(atom, Literal):  # jax 0.10 keeps a float of its own there
-            return jnp.asarray(atom.val, atom.aval.dtype)
+            aval: Any = atom.aval  # whose class declares no dtype
+            return jnp.asarray(atom.val, aval.dtype)
         return known[atom]
 
     for equation in jaxpr.eqns:
