@@ -65,13 +65,13 @@ def arguments(cell: lj.Cell) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "reverse"),
     [
-        *((name, False) for name in CELLS),
-        ("lstm", True),
-        *(
-            pytest.param(name, True, marks=pytest.mark.slow)
-            for name in CELLS
-            if name != "lstm"
-        ),
+        pytest.param(
+            name,
+            reverse,
+            marks=pytest.mark.slow if reverse and name != "lstm" else (),
+        )
+        for reverse in (False, True)
+        for name in CELLS
     ],
 )
 def test_equals_the_fused_path(name: str, reverse: bool) -> None:

@@ -173,13 +173,31 @@ def test_killed_and_started_again_is_as_never_stopped(
     assert hashes(workdir) == before
 
 
-def test_signals_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [
+        {5: signal.SIGTERM, 12: signal.SIGINT},
+        pytest.param(
+            {
+                5: signal.SIGTERM,
+                12: signal.SIGINT,
+                15: signal.SIGINT,
+                25: signal.SIGTERM,
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["two", "four"],
+)
+def test_signals_lose_nothing(
+    signals: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever they come, the steps under way are saved; a row is written once."""
     task = ragged_task(2, cells=(lj.simple_rnn(2),), dropout=0.5)
     config = toy_config(num_steps=30, **{"checkpoint.every": 7})
     config.report.evaluate_every = 12
     training.fit(config, task, tmp_path / "whole")
-    add_row, at = reporting.add_row, {5: signal.SIGTERM, 12: signal.SIGINT}
+    add_row, at = reporting.add_row, dict(signals)
 
     def interrupting(out: Any, row: Any) -> None:
         add_row(out, row)
@@ -196,7 +214,7 @@ def test_signals_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         saved.append(caught.value.step)
         assert int(saved_state(tmp_path / "parts", config, task).step) == saved[-1]
         assert signal.getsignal(signal.SIGINT) is before
-    assert len(saved) == 2
+    assert len(saved) == len(signals)
     training.fit(config, task, tmp_path / "parts")
     assert_same_bits(
         saved_state(tmp_path / "parts", config, task),
