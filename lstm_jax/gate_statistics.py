@@ -59,7 +59,8 @@ def saturation(recording: Recording) -> dict[str, Saturation]:
                 shares = Saturation(jnp.mean(value < low), jnp.mean(value > high))
                 found.append((name, shares))
 
-        replay(jax.make_jaxpr(cell.step)(*row), jax.tree.leaves(row), see=see)
+        traced = jax.make_jaxpr(cell.step)(*row)
+        replay(traced.jaxpr, traced.consts, jax.tree.leaves(row), see=see)
         names = _names(cell, [name for name, _ in found])
         return dict(zip(names, (shares for _, shares in found), strict=True))
 

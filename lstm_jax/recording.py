@@ -127,14 +127,15 @@ def _step_with(
     cell: Cell, params: Params, carry: Any, x: Array, hidden: list[Array]
 ) -> tuple[Any, PyTree]:
     traced, shapes = jax.make_jaxpr(cell.step, return_shape=True)(params, carry, x)
-    tree = jax.tree.structure(shapes)
-    new = jax.tree.leaves(jax.tree.unflatten(tree, traced.jaxpr.outvars)[0])
+    jaxpr, tree = traced.jaxpr, jax.tree.structure(shapes)
+    new = jax.tree.leaves(jax.tree.unflatten(tree, jaxpr.outvars)[0])
     to_add = dict(zip(hidden_part(shapes[0]), hidden, strict=True))
     # An h that the step hands back as it was given is no result of it: what is added
     # reaches the next step alone.
-    handed_back = {i: a for i, a in to_add.items() if not is_computed(traced, new[i])}
+    handed_back = {i: a for i, a in to_add.items() if not is_computed(jaxpr, new[i])}
     added = {new[i]: a for i, a in to_add.items() if i not in handed_back}
-    out = replay(traced, jax.tree.leaves((params, carry, x)), added=added)
+    arguments = jax.tree.leaves((params, carry, x))
+    out = replay(jaxpr, traced.consts, arguments, added=added)
     for i, a in handed_back.items():  # the leaves of the state come first
         out[i] = out[i] + a
     return jax.tree.unflatten(tree, out)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import Jaxpr, Literal, Var
 from jaxtyping import Array
 
 # `see(primitive, values)`: what an operation of that name has computed.
@@ -16,7 +16,8 @@ _CALLS = ("jit", "pjit")
 
 
 def replay(
-    traced: ClosedJaxpr,
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
     arguments: Sequence[Array],
     *,
     see: See | None = None,
@@ -25,14 +26,16 @@ def replay(
     """The outputs of a traced function.
 
     Args:
-      traced: as `jax.make_jaxpr` gives it.
+      jaxpr: `.jaxpr` of what `jax.make_jaxpr` gives, whose class is another before
+        jax 0.11 than after it.
+      consts: `.consts` of it.
       arguments: the leaves of its arguments.
       see: called with the results of every operation, in the order of the program.
       added: what is added to a variable where it is computed: all that is computed of
         it sees the sum. An argument is not computed, and none may be among them.
     """
-    jaxpr, added = traced.jaxpr, dict(added or {})
-    known: dict[Var, Any] = dict(zip(jaxpr.constvars, traced.consts, strict=True))
+    added = dict(added or {})
+    known: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     known |= zip(jaxpr.invars, arguments, strict=True)
 
     def read(atom: Any) -> Any:
@@ -51,9 +54,9 @@ def replay(
             for own, variable in zip(
                 inner.jaxpr.outvars, equation.outvars, strict=True
             ):
-                if variable in added and is_computed(inner, own):
+                if variable in added and is_computed(inner.jaxpr, own):
                     within[own] = added.pop(variable)
-            out = replay(inner, values, see=see, added=within)
+            out = replay(inner.jaxpr, inner.consts, values, see=see, added=within)
         else:
             bound = equation.primitive.get_bind_params(equation.params)
             # Until jax 0.11 a pair, functions before the parameters.
@@ -67,7 +70,7 @@ def replay(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def is_computed(traced: ClosedJaxpr, output: Any) -> bool:
+def is_computed(jaxpr: Jaxpr, output: Any) -> bool:
     """Whether an output is computed: neither a number nor an argument handed back."""
-    given = (*traced.jaxpr.invars, *traced.jaxpr.constvars)
+    given = (*jaxpr.invars, *jaxpr.constvars)
     return not isinstance(output, Literal) and all(output is not a for a in given)

@@ -1,5 +1,6 @@
 """A program replayed: the same values, seen in order, changed where asked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,9 +24,11 @@ def test_gives_the_same_and_shows_what_is_inside() -> None:
     x, y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5)))
     seen: list[tuple[str, np.ndarray]] = []
     traced = jax.make_jaxpr(function)(x, y)
-    out = replay(
-        traced, [x, y], see=lambda name, a: seen.append((name, np.asarray(a[0])))
-    )
+
+    def see(name: str, a: Sequence[Array]) -> None:
+        seen.append((name, np.asarray(a[0])))
+
+    out = replay(traced.jaxpr, traced.consts, [x, y], see=see)
     assert all(isinstance(a, jax.Array) for a in out)  # the number among them too
     for got, want in zip(out, function(x, y), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -34,7 +37,7 @@ def test_gives_the_same_and_shows_what_is_inside() -> None:
     np.testing.assert_allclose(known[0][1], jnp.tanh(x + y), rtol=1e-6)
     gate = jax.nn.sigmoid(jnp.tanh(x + y) * y**2)
     np.testing.assert_allclose(known[1][1], gate, rtol=1e-6)
-    computed = [is_computed(traced, a) for a in traced.jaxpr.outvars]
+    computed = [is_computed(traced.jaxpr, a) for a in traced.jaxpr.outvars]
     assert computed == [True, False, False]
 
 
@@ -53,7 +56,7 @@ def test_what_is_added_reaches_all_that_is_computed_of_it() -> None:
     traced = jax.make_jaxpr(function)(x)
     outs = traced.jaxpr.outvars
     added = {outs[0]: d, outs[3]: e, outs[4]: f}
-    got = replay(traced, [x], added=added)
+    got = replay(traced.jaxpr, traced.consts, [x], added=added)
     h = jnp.sin(x) + d
     want = (h, 3 * h, h * h, x + e, 2 * x + f, 2 * x + f + 1)
     for a, b in zip(got, want, strict=True):
