@@ -4,7 +4,6 @@ What belongs to members has them along axis 0, which the devices divide. No devi
 needs anything of another one's members, so nothing is communicated.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,12 +39,12 @@ class SweepState(NamedTuple):
 
     Attributes:
       members: the state of each member.
-      best: the parameters that predict, of each at its best evaluation so far; as
-        they began where no metric tells which that is.
+      best: the parameters that predict, of each at its best evaluation so far; ()
+        where no metric tells which that is.
     """
 
     members: TrainState
-    best: Params
+    best: Params | tuple[()]
 
 
 class Drawn(NamedTuple):
@@ -197,9 +196,6 @@ def make_programs(
         going = jnp.isfinite(sums["loss"]) & (active == 1)
         return jax.tree.map(lambda a: jnp.where(going, 0, a), sums)
 
-    def total(sums: list[MemberSums]) -> MemberSums:
-        return jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *sums)
-
     every_run = each_member(run)
     measure = each_member(
         lambda params, bucket: steps.evaluate(task, batch_size, params, bucket)
@@ -212,7 +208,7 @@ def make_programs(
             donate_argnums=0,
         ),
         measure=jax.jit(measure),
-        total=jax.jit(total),
+        total=jax.jit(jax.vmap(steps.total)),
         zeros=jax.jit(zeros),
         keep=jax.jit(keep, donate_argnums=0),
         is_finite=jax.jit(
@@ -250,4 +246,5 @@ def resize(tree: PyTree, count: int) -> PyTree:
 
 def take(tree: PyTree, number: int) -> PyTree:
     """What belongs to one member."""
-    return jax.tree.map(lambda a: a[number], tree)
+    # With "...": of NumPy a number is an array too, as checkpoints need it.
+    return jax.tree.map(lambda a: a[number, ...], tree)

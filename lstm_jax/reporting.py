@@ -32,7 +32,7 @@ class Report(NamedTuple):
     file: TextIO
     writer: "tensorboardX.SummaryWriter"
     bar: tqdm | None  # None: stderr is no terminal, progress is plain lines
-    draw: Callable[[list[Row], str], bytes]  # the curves, of rows and a title
+    draw: Callable[[list[Row], str], bytes] | None  # the curves; as of `open_report`
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -132,7 +132,6 @@ def open_report(
             miniters=1,  # each row moves the bar, whatever the pace before it
             bar_format="step {n}/{total} |{bar}| [{elapsed}<{remaining}{postfix}]",
         )
-    draw = draw or draw_curves
     return Report(workdir, total_steps, rows, path.open("a"), writer, bar, draw)
 
 
@@ -214,8 +213,18 @@ def add_flow(report: Report | None, row: Row, flows: Mapping[str, Flow]) -> None
 
 def _redraw(report: Report) -> None:
     rows = [row for row in report.rows if row["split"] != FLOW]
-    if curves := _drawn(lambda: report.draw(rows, report.workdir.name)):
-        write_file(report.workdir / "curves.png", curves)
+    write_curves(report.workdir, rows, report.workdir.name, report.draw)
+
+
+def write_curves(
+    workdir: Path,
+    rows: list[Row],
+    title: str,
+    draw: Callable[[list[Row], str], bytes] | None = None,
+) -> None:
+    """Draws rows of metrics into `curves.png`; `draw` as of `open_report`."""
+    if curves := _drawn(lambda: (draw or draw_curves)(rows, title)):
+        write_file(workdir / "curves.png", curves)
 
 
 def _drawn(draw: Callable[[], bytes]) -> bytes:

@@ -35,20 +35,27 @@ def spread_of(values: Sequence[float | None]) -> Spread:
 
 
 def spreads(rows: list[Row]) -> list[Row]:
-    """One row for each step, split and learning rate; its metrics are `Spread`s."""
-    groups: dict[tuple[int, str, float], list[Row]] = {}
+    """One row for each step, split and learning rate; its metrics are `Spread`s.
+
+    A seed that has ended counts with the last row it has: the mean over the others
+    alone would jump where one ends.
+    """
+    last: dict[tuple[str, float], dict[int, Row]] = {}  # by seed
+    groups: dict[tuple[int, str, float], tuple[Row, list[Row]]] = {}
     for row in rows:
+        seeds = last.setdefault((row["split"], row["learning_rate"]), {})
+        seeds[row["seed"]] = row
         place = row["step"], row["split"], row["learning_rate"]
-        groups.setdefault(place, []).append(row)
+        groups[place] = row, list(seeds.values())
     return [
         {
-            **{k: v for k, v in group[0].items() if k != "seed"},
+            **{k: v for k, v in row.items() if k != "seed"},
             **{
-                name: spread_of([row.get(name) for row in group])
-                for name in metrics_of(group[0])
+                name: spread_of([of.get(name) for of in seeds])
+                for name in metrics_of(row)
             },
         }
-        for group in groups.values()
+        for row, seeds in groups.values()
     ]
 
 
@@ -83,7 +90,7 @@ def add_rows(report: Report, rows: list[Row]) -> None:
         if report.bar is not None:
             report.bar.update(step - report.bar.n)
     reporting.say(report, f"{pace}  {split}")
-    for row in spreads(rows):
+    for row in spreads(_of_all_seeds(report, split, step)):
         shown = [f"{name} {show_spread(row[name])}" for name in metrics_of(row)]
         rate = f"learning rate {row['learning_rate']:g}"
         reporting.say(report, "  ".join(["", rate, *shown]))
@@ -95,14 +102,29 @@ def add_rows(report: Report, rows: list[Row]) -> None:
     reporting.redraw_now_and_then(report, before, rows[0])
 
 
+def _of_all_seeds(report: Report, split: str, step: int) -> list[Row]:
+    """The last row of each seed at the learning rates that have one of this step."""
+    found = {
+        (row["learning_rate"], row["seed"]): row
+        for row in report.rows
+        if row["split"] == split
+    }
+    rates = {rate for (rate, _), row in found.items() if row["step"] == step}
+    return [{**row, "step": step} for (rate, _), row in found.items() if rate in rates]
+
+
 def outcome(
-    members: Sequence[Member], metrics: Sequence[Metrics | None], best: str
+    members: Sequence[Member],
+    metrics: Sequence[Metrics | None],
+    diverged: Sequence[bool],
+    best: str,
 ) -> tuple[int | None, list[dict[str, Any]]]:
     """What a sweep has reached.
 
     Args:
       members: all of them.
-      metrics: of each the metrics of what answers; None of one that diverged.
+      metrics: of each the metrics of what answers; None where nothing does.
+      diverged: of each whether it did.
       best: the metric that tells which member is the best.
 
     Returns:
@@ -114,20 +136,16 @@ def outcome(
     names = list(dict.fromkeys(name for m, _ in known for name in m))
     rates = []
     for rate in dict.fromkeys(member.learning_rate for member in members):
-        own = [
-            reached
-            for member, reached in zip(members, metrics, strict=True)
-            if member.learning_rate == rate
-        ]
+        own = [i for i, member in enumerate(members) if member.learning_rate == rate]
+        reached = [m for m in (metrics[i] for i in own) if m is not None]
         values = {
-            name: spread_of([m.get(name) for m in own if m is not None])._asdict()
-            for name in names
+            name: spread_of([m.get(name) for m in reached])._asdict() for name in names
         }
-        diverged = sum(m is None for m in own)
+        count = sum(diverged[i] for i in own)
         rates.append(
-            {"learning_rate": rate, "seeds": len(own), "diverged": diverged, **values}
+            {"learning_rate": rate, "seeds": len(own), "diverged": count, **values}
         )
-    scores = [(score(reached, best), -number) for reached, number in known]
+    scores = [(score(m, best), -number) for m, number in known]
     greatest, number = max(scores, default=(-math.inf, 0))
     return None if greatest == -math.inf else -number, rates
 

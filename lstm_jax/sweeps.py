@@ -1,14 +1,13 @@
 """Many runs as one, a run each seed and learning rate: `fit` of a config's `sweep`.
 
 All are trained by one compiled program. A member whose patience is at an end, or whose
-loss is not finite, stays as it is while the others go on. At the end each member has a
-folder of its own, `<workdir>/members/seed0_lr0.001`, as its run alone would have left.
+loss is not finite, stays as it is while the others go on. At the end each member that
+answers has a folder of its own, `<workdir>/members/seed0_lr0.001`, which is a run's.
 """
 
 import contextlib
 import functools
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +42,12 @@ from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import Drawn, Member, MemberSums, SweepState
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping
-from lstm_jax.sweep_folders import Progress, folder_of, write_members
+from lstm_jax.sweep_folders import (
+    Progress,
+    folder_of,
+    refuse_trained_on,
+    write_members,
+)
 from lstm_jax.tasks.task import Task
 
 
@@ -60,8 +64,8 @@ def fit(
 
     Returns:
       What `lstm_jax.sweep_report.outcome` tells: the `best` member with its `seed`,
-      `learning_rate`, metrics, `step` and `workdir`, or None where all diverged in what
-      is compared; `metric`, by which it is; `learning_rates`; `seconds`, `workdir`.
+      `learning_rate`, metrics, `step` and `workdir`, or None where none has a number
+      to compare; `metric`, by which it is; `learning_rates`; `seconds`, `workdir`.
     """
     if processes.several():
         raise UserError(
@@ -97,8 +101,7 @@ def fit(
             else:
                 if at:
                     print(f"going on from step {at}", file=sys.stderr)
-                # Of a shorter sweep; they are made anew.
-                shutil.rmtree(workdir / workdirs.MEMBERS_FOLDER, ignore_errors=True)
+                refuse_trained_on(config, workdir, state, progress)
                 state, progress, meta = _train(
                     made, workdir, opened, state, meta, progress, at
                 )
@@ -118,7 +121,7 @@ class Setup(NamedTuple):
       programs: of the devices.
       drawn: what the members follow from, `padded` as the states are.
       abstract: the shapes of the states.
-      best: the metric that the best member has the best of; "": there is none.
+      best: the metric that the best member has the best of.
     """
 
     config: Config
@@ -148,18 +151,22 @@ def _setup(config: Config, task: Task, own: tuple[Member, ...]) -> Setup:
 
     drawn = members.draw(members.padded(own))
     programs = members.make_programs(task, stepping, config.batch_size)
-    init = functools.partial(_init, stepping, None)
+    init = functools.partial(_init, stepping, bool(config.checkpoint.best), None)
     abstract = jax.eval_shape(init, drawn)
     check_best(config.checkpoint.best, task, abstract.members.sums)
-    best = config.checkpoint.best or next((f"{s}_loss" for s in task.splits), "")
+    best = config.checkpoint.best or f"{next(iter(task.splits), 'train')}_loss"
     return Setup(
         config, task, own, num_steps, stepping, programs, drawn, abstract, best
     )
 
 
-def _init(stepping: Callable[[Any], Stepping], source: Any, drawn: Drawn) -> SweepState:
+def _init(
+    stepping: Callable[[Any], Stepping], keeps_best: bool, source: Any, drawn: Drawn
+) -> SweepState:
     begin = functools.partial(workdirs.begun_from, source)
     states = members.init_states(stepping, drawn, begin)
+    if not keeps_best:
+        return SweepState(states, ())
     return SweepState(states, jax.tree.map(jnp.copy, steps.predicting_params(states)))
 
 
@@ -169,7 +176,8 @@ def _begin(
     """The state that is gone on with, what was stored with it, and its step."""
     step = checkpoints.latest_step(opened)
     if step is None:
-        init = functools.partial(_init, made.stepping, source)
+        keeps_best = bool(made.config.checkpoint.best)
+        init = functools.partial(_init, made.stepping, keeps_best, source)
         state = jax.jit(init, out_shardings=members.divided())(made.drawn)
         fresh = [_stored(Progress()) for _ in made.own]
         return state, {"seconds": 0.0, "members": fresh, "ended": False}, 0
@@ -219,9 +227,11 @@ def _train(
     )
     files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
     workdirs.store(workdir, config, files)
+    # Whole on each device only where the devices cannot divide what pads nothing.
+    even = len(made.drawn.learning_rate) == count
     unpad = jax.jit(
-        functools.partial(members.resize, count=count),
-        out_shardings=members.whole(),
+        lambda state: jax.tree.map(jnp.copy, members.resize(state, count)),
+        out_shardings=members.divided() if even else members.whole(),
     )
     last: tuple[SweepState, dict[str, Any]] = state, meta
 
@@ -234,8 +244,7 @@ def _train(
     numbers = functools.cache(lambda n: jax.device_put(np.int32(n), members.whole()))
 
     def advance(state: SweepState, step: int, number: int) -> tuple[SweepState, int]:
-        nonlocal at
-        at = step + number
+        del step
         states = programs.run(
             state.members, made.drawn, active, examples, numbers(number)
         )
@@ -268,13 +277,19 @@ def _train(
         return metrics
 
     def add_train_row(step: int, sums: MemberSums) -> None:
+        # The sums: the means of steps whose updates were all skipped are no numbers.
+        finite = np.isfinite(jax.device_get(sums["loss"]))
         for number, metrics in enumerate(add_rows("train", step, sums)):
-            if metrics["train_loss"] is None and progress[number].is_active():
+            if not progress[number].is_active():
+                continue
+            if not finite[number]:
                 stop(number, "a number is not finite: it ends", diverged=True)
+            elif not splits and metrics["train_loss"] is not None:
+                progress[number] = progress[number]._replace(step=step, metrics=metrics)
         check_any()
 
     def check_any() -> None:
-        if all(p.diverged for p in progress):
+        if all(p.diverged and not p.answers() for p in progress):
             raise UserError(
                 f"numbers are not finite in all of the {count} members by step {at}: "
                 "lower the learning rates, set optimizer.clip_norm, or leave such "
@@ -291,7 +306,7 @@ def _train(
                 all_of |= of
         better = np.zeros(len(made.drawn.learning_rate), bool)
         for number, metrics in enumerate(found):
-            if not progress[number].is_active():
+            if not progress[number].is_active() or not splits:
                 continue
             progress[number] = _evaluated(progress[number], metrics, step, best)
             better[number] = progress[number].step == step
@@ -346,8 +361,9 @@ def _result(
     made: Setup, workdir: Path, progress: list[Progress], seconds: float
 ) -> dict[str, Any]:
     """What was reached; a table of it is printed to stderr."""
-    reached = [None if p.diverged else p.metrics for p in progress]
-    number, rates = sweep_report.outcome(made.own, reached, made.best)
+    reached = [p.metrics if p.answers() else None for p in progress]
+    diverged = [p.diverged for p in progress]
+    number, rates = sweep_report.outcome(made.own, reached, diverged, made.best)
     print(sweep_report.table(rates, made.best), file=sys.stderr)
     best = None
     if number is not None:

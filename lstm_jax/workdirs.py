@@ -185,14 +185,9 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
     """The step of the checkpoint that predicts: the best if tracked, else the last.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or a sweep's.
     """
-    members = sorted(path.name for path in Path(workdir, MEMBERS_FOLDER).glob("seed*"))
-    if members:
-        raise UserError(
-            f"{workdir} holds a sweep: name the folder of a member, such as "
-            f"{Path(workdir, MEMBERS_FOLDER, members[0])}"
-        )
+    _refuse_sweep(workdir)
     with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.best_step(opened, best) if best else None
         step = checkpoints.latest_step(opened) if step is None else step
@@ -205,9 +200,30 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
 
 
 def load_params(workdir: str | Path, step: int) -> Params:
-    """The parameters of a checkpoint, on the device."""
+    """The parameters of a checkpoint, on the device.
+
+    Raises:
+      UserError: it is a sweep's.
+    """
+    _refuse_sweep(workdir)
     with checkpoints.open_checkpoints(workdir) as opened:
         return jax.device_put(checkpoints.restore_params(opened, step))
+
+
+def _refuse_sweep(workdir: str | Path) -> None:
+    """Raises a `UserError` where the parameters are those of many runs."""
+    if not (Path(workdir) / CONFIG_FILE).exists():
+        return
+    sweep = read_config(workdir).sweep
+    if not sweep.seeds and not sweep.learning_rates:
+        return
+    folders = sorted(Path(workdir, MEMBERS_FOLDER).glob("seed*"))
+    made = [str(path) for path in folders if path.suffix != ".tmp"]  # not half of one
+    if made:
+        mend = f"name the folder of a member, such as {made[0]}"
+    else:
+        mend = "its members can be read at its end: the same command goes on with it"
+    raise UserError(f"{workdir} holds a sweep: {mend}")
 
 
 def result(workdir: str | Path, best: str | None) -> dict[str, Any]:
