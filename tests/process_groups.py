@@ -16,6 +16,9 @@ from jax._src import distributed
 from lstm_jax import processes, training
 
 number, moment = int(sys.argv.pop(1)), sys.argv.pop(1)
+# After how many seconds without a sign of it a process is lost; as it is, unless said.
+moment, _, silence = moment.partition(" after ")
+processes._SILENCE = int(silence or processes._SILENCE)
 sys.argv[0] = "train.py"
 # What is called at a moment, the how manieth time, and what happens there.
 name, call, accident = {
@@ -65,7 +68,7 @@ def run_group(
       cache: folder of compiled programs.
       fields: of the config.
       killed: the number of the process that has an accident, and a moment of
-        `DRIVER`.
+        `DRIVER`, such as "idle" or "idle after 8".
       last: further arguments of the last process.
       scheduler: the environment of a process by its number, in place of flags.
     """

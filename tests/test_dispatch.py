@@ -20,6 +20,9 @@ from lstm_jax.tasks import Task
 
 EPOCHS = 4
 TASKS = {"one bucket": toy_task, "buckets": lambda: ragged_task(buckets=2)}
+each_task = pytest.mark.parametrize(
+    "name", [pytest.param("one bucket", marks=pytest.mark.slow), "buckets"]
+)
 
 
 def config_of(task: Task, every: int = 2) -> Any:
@@ -58,7 +61,7 @@ def after_the_first_epoch(begin: Any, end: Any) -> Iterator[None]:
     assert len(seen) == EPOCHS
 
 
-@pytest.mark.parametrize("name", TASKS)
+@each_task
 def test_no_transfer_to_the_device(tmp_path: Path, name: str) -> None:
     def guard(level: str) -> Any:
         return lambda: jax.config.update("jax_transfer_guard_host_to_device", level)
@@ -120,7 +123,7 @@ def reads_outside_of_fetch() -> Iterator[list[str]]:
         yield outside
 
 
-@pytest.mark.parametrize("name", TASKS)
+@each_task
 def test_nothing_is_read_outside_of_fetch(tmp_path: Path, name: str) -> None:
     task = TASKS[name]()
     with reads_outside_of_fetch() as outside:
@@ -144,7 +147,7 @@ def test_a_read_outside_of_fetch_is_seen(tmp_path: Path) -> None:
     assert len(outside) >= EPOCHS - 1
 
 
-@pytest.mark.parametrize("name", TASKS)
+@each_task
 def test_no_compilation_after_the_first_epoch(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,7 +183,7 @@ def test_a_compilation_after_the_first_epoch_is_seen(
     assert [r.message for r in caplog.records if "ompil" in r.message] != []
 
 
-@pytest.mark.parametrize("name", TASKS)
+@each_task
 def test_at_most_one_read_a_dispatch(tmp_path: Path, name: str) -> None:
     programs, events = training._programs, []
 

@@ -34,7 +34,10 @@ pytestmark = pytest.mark.usefixtures("strict", "x64")
 BATCH = 3
 FUSED = BUILT_IN | INVENTED
 # Cells that have in common what others show.
-MORE = ("drop_connect", "low_rank", "recurrent_dropout", "memory")
+MORE = (
+    *("drop_connect", "low_rank", "recurrent_dropout", "memory", "zoneout"),
+    *("block_diagonal", "coupled_peephole"),
+)
 
 
 def random_steps(time: int) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -62,13 +62,16 @@ def arguments(cell: lj.Cell) -> dict[str, Any]:
     }
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("name", "reverse"),
     [
         pytest.param(
             name,
             reverse,
-            marks=pytest.mark.slow if reverse and name != "lstm" else (),
+            marks=() if name == "lstm" or (name, reverse) == ("own", False) else SLOW,
         )
         for reverse in (False, True)
         for name in CELLS

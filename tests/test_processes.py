@@ -131,7 +131,8 @@ def lose(number: int, moment: str, workdir: Path, cache: Path) -> None:
 
 
 def test_a_killed_process_ends_the_other(tmp_path: Path, cache: Path) -> None:
-    lose(1, "collective", tmp_path / "killed", cache)
+    """As below, but sooner."""
+    lose(1, "collective after 6", tmp_path / "killed", cache)
 
 
 @pytest.mark.slow

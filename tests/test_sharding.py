@@ -29,8 +29,7 @@ CELLS = BUILT_IN | INVENTED
 BATCH, TIME = 4, 26  # two chunks
 # The others have in common what these show.
 DISTINCT = {
-    *((name, "auto") for name in ("lstm", "gru", "layer_norm", "memory")),
-    *((name, "auto") for name in ("learned_initial", "all_noise", "block_diagonal")),
+    *((name, "auto") for name in ("lstm", "memory", "learned_initial", "all_noise")),
     ("all_noise", "autodiff"),
 }
 
