@@ -13,6 +13,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
+from lstm_jax.config import Config
+from lstm_jax.optimizers import make_optimizer
 from lstm_jax.sharding import (
     Rows,
     divides,
@@ -77,6 +79,19 @@ class Stepping(NamedTuple):
     skip: int = 0
 
 
+def make_stepping(
+    config: Config, task: Task, learning_rate: Float[Array, ""] | None = None
+) -> Stepping:
+    """What a config says of the steps; `learning_rate` as of `make_optimizer`."""
+    return Stepping(
+        task,
+        make_optimizer(config.optimizer, count_steps(config, task), learning_rate),
+        config.batch_size,
+        config.optimizer.ema,
+        config.optimizer.skip_nonfinite,
+    )
+
+
 def make_keys(seed: int) -> Keys:
     """The keys of a run."""
     return Keys(*jax.random.split(jax.random.key(seed), 3))
@@ -119,6 +134,12 @@ def steps_per_epoch(task: Task, batch_size: int) -> int:
     if task.order is not None:
         return batches_of(len(task.order), batch_size)
     return sum(batches_of(size_of(bucket), batch_size) for bucket in task.examples)
+
+
+def count_steps(config: Config, task: Task) -> int:
+    """How many steps a config's run has."""
+    epoch = steps_per_epoch(task, config.batch_size)
+    return config.num_steps or config.num_epochs * epoch
 
 
 def schedule(

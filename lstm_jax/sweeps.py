@@ -40,7 +40,6 @@ from lstm_jax.evaluation import (
 )
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import Drawn, Member, MemberSums, SweepState
-from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Stepping
 from lstm_jax.sweep_folders import (
     Progress,
@@ -136,19 +135,9 @@ class Setup(NamedTuple):
 
 
 def _setup(config: Config, task: Task, own: tuple[Member, ...]) -> Setup:
-    per_epoch = steps.steps_per_epoch(task, config.batch_size)
-    num_steps = config.num_steps or config.num_epochs * per_epoch
-    make_optimizer(config.optimizer, num_steps)  # refuses what is no use
-
-    def stepping(rate: Any) -> Stepping:
-        return Stepping(
-            task,
-            make_optimizer(config.optimizer, num_steps, rate),
-            config.batch_size,
-            config.optimizer.ema,
-            config.optimizer.skip_nonfinite,
-        )
-
+    num_steps = steps.count_steps(config, task)
+    steps.make_stepping(config, task)  # refuses what is no use
+    stepping = functools.partial(steps.make_stepping, config, task)
     drawn = members.draw(members.padded(own))
     programs = members.make_programs(task, stepping, config.batch_size)
     init = functools.partial(_init, stepping, bool(config.checkpoint.best), None)

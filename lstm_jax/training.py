@@ -40,7 +40,6 @@ from lstm_jax.evaluation import (
 )
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import members_of
-from lstm_jax.optimizers import make_optimizer
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
 
@@ -121,16 +120,8 @@ def _fit(
     config: Config, task: Task, workdir: Path, init_from: str | Path | None
 ) -> None:
     """Trains as `fit` does, on the devices of the context."""
-    per_epoch = steps.steps_per_epoch(task, config.batch_size)
-    num_steps = config.num_steps or config.num_epochs * per_epoch
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    stepping = Stepping(
-        task,
-        optimizer,
-        config.batch_size,
-        config.optimizer.ema,
-        config.optimizer.skip_nonfinite,
-    )
+    num_steps = steps.count_steps(config, task)
+    stepping = steps.make_stepping(config, task)
     keys = steps.make_keys(config.seed)
     abstract = jax.eval_shape(functools.partial(steps.init_state, stepping), keys)
     places = sharding.shardings(steps.state_specs(abstract))

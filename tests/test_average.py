@@ -12,7 +12,6 @@ from toy_runs import (
     logits_of,
     losses_and_hits,
     saved_state,
-    stepping_of,
     stopped_at,
     toy_arrays,
     toy_config,
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
 def test_average_follows_its_recurrence(ema: float) -> None:
     """With a short memory at first: of 1/10 after the first step, 2/11 after two."""
     config, task = toy_config(**{"optimizer.ema": ema}), toy_task()
-    stepping, keys = stepping_of(config, task), steps.make_keys(0)
+    stepping, keys = steps.make_stepping(config, task), steps.make_keys(0)
     run = jax.jit(functools.partial(steps.train_steps, stepping, keys))
     state = steps.init_state(stepping, keys)
     assert_same_bits(state.average, state.params)
@@ -75,7 +74,7 @@ def test_average_is_evaluated_and_predicts(tmp_path: Path) -> None:
 def test_average_does_not_change_the_training() -> None:
     task, keys, states = toy_task(), steps.make_keys(0), []
     for ema in (0.0, 0.5):
-        stepping = stepping_of(toy_config(**{"optimizer.ema": ema}), task)
+        stepping = steps.make_stepping(toy_config(**{"optimizer.ema": ema}), task)
         run = jax.jit(functools.partial(steps.train_steps, stepping, keys))
         start = steps.init_state(stepping, keys)
         states.append(run(start, task.examples[0], jnp.int32(0), jnp.int32(14)))

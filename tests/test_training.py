@@ -15,7 +15,6 @@ from toy_runs import (
     logits_of,
     losses_and_hits,
     saved_state,
-    stepping_of,
     toy_arrays,
     toy_config,
     toy_model,
@@ -42,7 +41,7 @@ def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:
         *((11, "train"), (11, "all")),
     ]
     # A step at a time, with the sums of each step alone.
-    made, keys = stepping_of(config, task), steps.make_keys(config.seed)
+    made, keys = steps.make_stepping(config, task), steps.make_keys(config.seed)
     state = steps.init_state(made, keys)
     run = jax.jit(functools.partial(steps.train_steps, made, keys))
     each, params = [], {}

@@ -14,8 +14,7 @@ import pytest
 from lstm_jax import checkpoints, reporting
 from lstm_jax.config import Config, base_config
 from lstm_jax.models import SequenceClassifier
-from lstm_jax.optimizers import make_optimizer
-from lstm_jax.steps import Stepping, TrainState, init_state, make_keys, steps_per_epoch
+from lstm_jax.steps import TrainState, init_state, make_keys, make_stepping
 from lstm_jax.tasks import Task, classification
 
 SIZE, BATCH, CLASSES = 10, 4, 3  # three batches an epoch, the last half padding
@@ -145,20 +144,12 @@ def losses_and_hits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return log_sum - logits[rows, labels], logits.argmax(-1) == labels
 
 
-def stepping_of(config: Config, task: Task) -> Stepping:
-    """As `fit` makes it."""
-    epoch = steps_per_epoch(task, config.batch_size)
-    num_steps = config.num_steps or config.num_epochs * epoch
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    return Stepping(task, optimizer, config.batch_size, config.optimizer.ema)
-
-
 def saved_state(
     workdir: Path, config: Config, task: Task, step: int | None = None
 ) -> TrainState:
     """The newest state that a run saved, or that of a step."""
     keys = make_keys(config.seed)
-    wanted = jax.eval_shape(lambda: init_state(stepping_of(config, task), keys))
+    wanted = jax.eval_shape(lambda: init_state(make_stepping(config, task), keys))
     with checkpoints.open_checkpoints(workdir) as manager:
         step = checkpoints.latest_step(manager) if step is None else step
         assert step is not None
