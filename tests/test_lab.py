@@ -20,7 +20,7 @@ import pytest
 
 import lstm_jax as lj
 from lstm_jax.errors import UserError
-from lstm_jax.lab import cost, examine, laws, own_cell, page, references, trials
+from lstm_jax.lab import checks, cost, examine, laws, own_cell, page, references, trials
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "two_memories.py"
@@ -131,11 +131,11 @@ def test_a_law_that_raises_is_broken(monkeypatch: Any) -> None:
 
 
 def test_distance() -> None:
-    assert laws.distance([jnp.array([4.0, 0])], [jnp.array([4.0, 1])]) == 0.25
-    assert laws.distance([0.5], [0.25]) == 0.25
-    assert laws.distance([jnp.nan], [jnp.nan]) == np.inf
-    assert laws.distance([1.0], [1.0, 2.0]) == np.inf
-    assert laws.distance(jnp.zeros(2), jnp.zeros(3)) == np.inf
+    assert checks.distance([jnp.array([4.0, 0])], [jnp.array([4.0, 1])]) == 0.25
+    assert checks.distance([0.5], [0.25]) == 0.25
+    assert checks.distance([jnp.nan], [jnp.nan]) == np.inf
+    assert checks.distance([1.0], [1.0, 2.0]) == np.inf
+    assert checks.distance(jnp.zeros(2), jnp.zeros(3)) == np.inf
 
 
 def test_the_reference_cells_leave_the_baseline() -> None:
