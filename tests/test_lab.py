@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,45 @@ def _(primals: Any, tangents: Any) -> Any:
     return bent(*primals), 0.9 * tangents[0] * (1 - bent(*primals) ** 2)
 
 
+def lost() -> lj.Cell:
+    """Learns nothing of one of its parameters."""
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        h = jax.lax.stop_gradient(extras["gain"]) * jnp.tanh(zx + zh)
+        return lj.HiddenCarry(h), h
+
+    return lj.gated(
+        *(laws.HIDDEN, 1, gates),
+        init_extra=lambda key, size: {"gain": jnp.ones(laws.HIDDEN)},
+    )
+
+
+class Counting(NamedTuple):
+    """A state that knows how many steps it has made."""
+
+    h: Any
+    steps: Any
+
+
+def counting() -> lj.Cell:
+    """Right, with an integer in its state."""
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        share = 1 / (1 + carry.steps.astype(zx.dtype))
+        h = jnp.tanh(zh + share * zx)
+        return Counting(h, carry.steps + 1), h
+
+    def initial_carry(params: Any, batch: int) -> Counting:
+        zeros = jnp.zeros((batch, laws.HIDDEN), params["bias"].dtype)
+        return Counting(zeros, jnp.zeros((batch,), jnp.int32))
+
+    return lj.gated(laws.HIDDEN, 1, gates, Counting, initial_carry=initial_carry)
+
+
+def kinked() -> lj.Cell:
+    return lj.simple_rnn(laws.HIDDEN, jax.nn.leaky_relu)
+
+
 def wide_gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
     h = jnp.tanh(zx + zh) + jnp.asarray(np.full(laws.HIDDEN, 0.1))
     return lj.HiddenCarry(h), h
@@ -88,10 +127,22 @@ def same_noise() -> lj.Cell:
             ("finite differences",),
             ("gradients", "resets"),
         ),
+        (lost, ("finite differences",), ("steps",)),
+        (counting, (), ("finite differences", "float32")),
+        (kinked, (), ("finite differences",)),
         (lambda: lj.gated(laws.HIDDEN, 1, wide_gates), ("float32",), ("steps",)),
         (same_noise, ("noise",), ("steps",)),
     ],
-    ids=["deaf", "averaging", "bent", "wide", "same_noise"],
+    ids=[
+        "deaf",
+        "averaging",
+        "bent",
+        "lost",
+        "counting",
+        "kinked",
+        "wide",
+        "same_noise",
+    ],
 )
 def test_a_broken_law_is_seen(
     make: Any, broken: tuple[str, ...], kept: tuple[str, ...], monkeypatch: Any
@@ -101,6 +152,13 @@ def test_a_broken_law_is_seen(
     found = laws.check(make(), laws.FEATURES, lambda name: None)
     assert [law.name for law in found if not law.holds] == list(broken)
     assert [law.name for law in found if law.holds] == list(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [counting, kinked])
+def test_integers_and_kinks_obey_all(cell: Any) -> None:
+    found = laws.check(cell(), laws.FEATURES, lambda name: None)
+    assert [law for law in found if not law.holds] == []
 
 
 @pytest.mark.slow

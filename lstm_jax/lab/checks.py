@@ -5,6 +5,7 @@ begins them, and the carry is one that the cell has reached: zeros hide mistakes
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,14 @@ from jaxtyping import Array, Bool, Float
 
 from lstm_jax.cells import Cell
 from lstm_jax.lab.reference import python_unroll, weighted_sum
+from lstm_jax.recording import differentiable, pick, put
 from lstm_jax.unroll import unroll
 
 BATCH, TIME = 4, 9
 _SPLIT = 4  # a step in the middle
 _PADDING = 3  # steps
-_STEP = 1e-4  # of a finite difference of fourth order
+# Of finite differences of fourth order; a small one steps over no kink of a gate.
+_STEPS = (1e-4, 1e-5, 1e-6)
 
 
 class Given(NamedTuple):
@@ -40,17 +43,21 @@ def make_given(cell: Cell, features: int) -> Given:
     keys = jax.random.split(jax.random.key(0), 2)
 
     def moved(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
         return leaf.astype(jnp.float64) + 0.1 * rng.normal(size=leaf.shape)
 
-    params = jax.tree.map(moved, cell.init(keys[0], features))
+    params = _changed(moved, cell.init(keys[0], features))
     before, xs = (jnp.asarray(rng.normal(size=(BATCH, TIME, features))) for _ in "ab")
     carry = jax.jit(functools.partial(unroll, cell))(params, before)[0]
     mask = rng.random((BATCH, TIME)) < 0.7
     mask[0] = False  # a row without a step
     resets = rng.random((BATCH, TIME)) < 0.3
     return Given(cell, params, xs, carry, mask, resets, keys[1])
+
+
+def _changed(change: Callable[[Array], Any], tree: Any) -> Any:
+    """The tree with its floating leaves changed; a counter of steps stays."""
+    leaves = differentiable(tree)
+    return put(tree, leaves, [change(a) for a in pick(tree, leaves)])
 
 
 @functools.partial(
@@ -65,16 +72,20 @@ def run(cell: Cell, params: Any, xs: Any, carry: Any = None, **options: Any) -> 
 def run_and_gradients(
     cell: Cell, params: Any, xs: Any, carry: Any, **options: Any
 ) -> tuple[Any, Any]:
-    """What `unroll` gives, and gradients of a sum of it by all of its arguments."""
+    """What `unroll` gives, and gradients of a sum of it by all of its arguments.
 
-    def total(params: Any, xs: Any, carry: Any) -> Any:
-        found = unroll(cell, params, xs, carry, **options)
+    Those of integers are zeros.
+    """
+    arguments = params, xs, carry
+    leaves = differentiable(arguments)
+
+    def total(floats: list[Array]) -> Any:
+        found = unroll(cell, *put(arguments, leaves, floats), **options)
         return weighted_sum(found), found
 
-    gradients, found = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(
-        params, xs, carry
-    )
-    return found, gradients
+    gradients, found = jax.grad(total, has_aux=True)(pick(arguments, leaves))
+    zeros = jax.tree.map(jnp.zeros_like, arguments)
+    return found, put(zeros, leaves, gradients)
 
 
 def distance(found: Any, expected: Any) -> float:
@@ -135,58 +146,77 @@ def autodiff(given: Given) -> float:
 
 
 def differences(given: Given) -> float:
-    """Of finite differences along random directions, beside the derivative there."""
+    """Of finite differences along random directions, beside the derivative there.
+
+    The least over several steps: beside a kink only the smallest are right, and a
+    wrong gradient is wrong at all of them.
+    """
     cell, *arguments = given[:4]
     rng = np.random.default_rng(1)
-    gradients = jax.jit(jax.grad(_outputs, argnums=(1, 2, 3)), static_argnums=0)(
-        cell, *arguments
-    )
-    outputs = jax.jit(_outputs, static_argnums=0)
+    slope_of = jax.jit(_slope, static_argnums=(0, 1))
+    outputs_of = jax.jit(_outputs, static_argnums=(0, 1))
     largest = 0.0
-    for number, gradient in enumerate(gradients):
-        towards = jax.tree.map(
-            # What has no derivative anywhere was stopped: a stabiliser, which cancels.
-            lambda g: rng.normal(size=g.shape) * bool(np.any(np.asarray(g))),
-            gradient,
-        )
+    for number, argument in enumerate(arguments):
+        gradients = slope_of(cell, number, *arguments)
+        leaves = differentiable(argument)
+        towards = [rng.normal(size=g.shape) for g in gradients]
+        if number == 2:
+            # What of a carry has no derivative was stopped: a stabiliser, which
+            # cancels. Any other loss of it shows in the parameters, over time.
+            towards = [
+                d * bool(np.any(g)) for d, g in zip(towards, gradients, strict=True)
+            ]
+        expected = sum(np.sum(g * d) for g, d in zip(gradients, towards, strict=True))
 
         def total(
-            step: float, number: int = number, towards: Any = towards
+            step: float,
+            number: int = number,
+            leaves: list[int] = leaves,
+            towards: list[np.ndarray] = towards,
         ) -> np.ndarray:
-            moved = list(arguments)
-            moved[number] = jax.tree.map(
-                lambda a, d: a + step * d, arguments[number], towards
-            )
-            return np.asarray(outputs(cell, *moved))
+            floats = pick(arguments[number], leaves)
+            moved = [a + step * d for a, d in zip(floats, towards, strict=True)]
+            return np.asarray(outputs_of(cell, number, moved, *arguments))
 
-        near, far = (total(s) - total(-s) for s in (_STEP, 2 * _STEP))
-        slope = (8 * near - far) / (12 * _STEP)
-        products = jax.tree.map(lambda g, d: np.sum(g * d), gradient, towards)
-        expected = sum(jax.tree.leaves(products))
-        largest = max(largest, distance(slope, expected))
+        errors = []
+        for step in _STEPS:
+            near, far = (total(s) - total(-s) for s in (step, 2 * step))
+            errors.append(distance((8 * near - far) / (12 * step), expected))
+        largest = max(largest, min(errors))
     return largest
 
 
-def _outputs(cell: Cell, params: Any, xs: Any, carry: Any) -> Array:
-    return weighted_sum(unroll(cell, params, xs, carry)[1])
+def _outputs(
+    cell: Cell, number: int, floats: list[Array], *arguments: Any
+) -> Float[Array, ""]:
+    """A sum of the outputs, with other floating leaves in one of the arguments."""
+    changed = list(arguments)
+    changed[number] = put(arguments[number], differentiable(arguments[number]), floats)
+    return weighted_sum(unroll(cell, *changed)[1])
+
+
+def _slope(cell: Cell, number: int, *arguments: Any) -> list[Array]:
+    floats = pick(arguments[number], differentiable(arguments[number]))
+    return jax.grad(_outputs, argnums=2)(cell, number, floats, *arguments)
 
 
 def second(given: Given) -> float:
     """Of the derivative of the derivative, by autodiff."""
     cell, params, xs, carry, *_ = given
+    leaves = differentiable(params)
 
     @functools.partial(jax.jit, static_argnums=1)
-    def twice(params: Any, implementation: Any) -> Any:
-        def slope(params: Any) -> Any:
-            def total(params: Any) -> Any:
-                found = unroll(cell, params, xs, carry, implementation=implementation)
-                return weighted_sum(found)
+    def twice(floats: list[Array], implementation: Any) -> Any:
+        def total(floats: list[Array]) -> Any:
+            own = put(params, leaves, floats)
+            return weighted_sum(
+                unroll(cell, own, xs, carry, implementation=implementation)
+            )
 
-            return weighted_sum(jax.grad(total)(params))
+        return jax.grad(lambda floats: weighted_sum(jax.grad(total)(floats)))(floats)
 
-        return jax.grad(slope)(params)
-
-    return distance(twice(params, "auto"), twice(params, "autodiff"))
+    floats = pick(params, leaves)
+    return distance(twice(floats, "auto"), twice(floats, "autodiff"))
 
 
 def masked_steps(given: Given) -> float:
@@ -304,7 +334,7 @@ def rows(given: Given) -> float:
 def members(given: Given) -> float:
     """Of each of several sets of parameters by itself, under vmap."""
     cell, params, xs, carry, *_ = given
-    others = jax.tree.map(lambda a: 0.9 * a, params)
+    others = _changed(lambda a: 0.9 * a, params)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, others)
     found = jax.jit(jax.vmap(lambda p: run_and_gradients(cell, p, xs, carry)))(both)
     alone = [run_and_gradients(cell, p, xs, carry) for p in (params, others)]
@@ -313,20 +343,17 @@ def members(given: Given) -> float:
 
 def single(given: Given) -> float:
     """Of float32 beside float64; no type changes on the way."""
-
-    def narrow(tree: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
-
     cell, params, xs, carry, *_ = given
-    arguments = narrow((params, xs, carry))
+    arguments = _changed(lambda a: a.astype(jnp.float32), (params, xs, carry))
     found = run_and_gradients(cell, *arguments)
-    others = {leaf.dtype for leaf in jax.tree.leaves(found)} - {jnp.dtype("float32")}
+    types = {leaf.dtype for leaf in pick(found, differentiable(found))}
+    others = types - {jnp.dtype("float32")}
     if others:
         raise TypeError(
             f"of float32 comes {', '.join(map(str, sorted(others, key=str)))}"
         )
     # Beside the same rounded inputs.
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), arguments)
+    wide = _changed(lambda a: a.astype(jnp.float64), arguments)
     return distance(found, run_and_gradients(cell, *wide))
 
 
