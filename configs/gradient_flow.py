@@ -5,24 +5,28 @@
 
 The first trains one LSTM and measures it every 100 updates (flow.png, TensorBoard, rows
 "flow" of metrics.jsonl); the second compares cells and draws docs/gradient_flow.png.
-Gains |dh(T) / dh(T-k)| of lstm_jax/flow.py, 1 where nothing is lost; U is the recurrent
-kernel, which begins orthogonal:
+Gains |dh(T) / dh(T-k)| of lstm_jax/flow.py, and of an LSTM's c |dc(T) / dc(T-k)|, 1
+where nothing is lost; U is the recurrent kernel, which begins orthogonal:
 
-                         before training             after 600 updates
-    lag k                  10       50      100        10       50      100
-    simple_rnn, 0.5 U    0.0008    3e-16    0         1.2     0.19     0.0044
-    simple_rnn           0.41      0.014    0.00018   1.0     0.88     0.17
-    simple_rnn, 1.5 U    1.8      16      180         1.3     0.43     0.076
-    gru                  0.0065    9e-11    0         0.58    0.19     0.045
-    lstm                 0.019     3e-05    1e-08     0.44    0.11     0.0029
-    lstm(forget_bias=5)  0.024     0.027    0.04      0.17    0.084    0.012
+                            before training               after 600 updates
+    lag k                     10      100     200         10      100     200
+    simple_rnn, 0.5 U       0.0008  0       0           1.2     0.0044  5e-06
+    simple_rnn              0.41    0.00018 4e-08       1.0     0.17    0.013
+    simple_rnn, 1.5 U       1.8     180     5e+04       1.3     0.076   0.0046
+    gru                     0.0065  0       0           0.58    0.045   7e-05
+    lstm                    0.019   1e-08   2e-15       0.44    0.0029  0.00011
+    lstm, c                 0.11    7e-08   1e-14       1.0     0.056   0.0051
+    lstm(forget_bias=5)     0.024   0.04    1.6         0.17    0.012   0.00091
+    lstm(forget_bias=5), c  0.96    1.9     85          0.99    0.67    0.67
 
-An LSTM's forget gates decide: at a bias of 1 a unit keeps its memory for 3 steps, at 5
-for 155 (the median time constant). Of h itself a tenth is left after one step, as it is
-no memory: that is c. What training needs it finds: in the last 100 updates all six are
-right on 97 to 100 % of the next characters of this text, which they learn by heart.
-Four minutes for `flow.py` on two cores that were busy otherwise (2026-11-23, jax
-0.10.2).
+An LSTM's memory is c; of h itself a tenth is left after one step. Its forget gates
+decide what c holds: at a bias of 1 a unit keeps it for 3 steps (the median time
+constant) and it vanishes faster than the h of a simple RNN; at 5 for 155, and c holds
+over 200 steps, before training and after, where the h of every simple RNN vanishes or,
+at 1.5 U before training, explodes. What training needs it finds: in the last 100
+updates all six are right on 97 to 100 % of the next characters of this text, which they
+learn by heart. Four minutes for `flow.py` on two cores that were busy otherwise
+(2026-11-23, jax 0.10.2).
 """
 
 from lstm_jax.config import Config, base_config

@@ -5,7 +5,8 @@ the deterministic cell, without noise, on sequences that are given: on others th
 would stand elsewhere. `measure` finds everything; its parts take what `record` returns.
 
 The hidden part of a state is every array of it that is named `h`: one of most cells,
-one a layer of a stack. U counts the units of all of them.
+one a layer of a stack. U counts the units of all of them. An LSTM's h is no memory:
+what it remembers is in its c, whose gains are found beside those of h.
 
 References:
   Hochreiter, Untersuchungen zu dynamischen neuronalen Netzen, diploma thesis, TU
@@ -33,6 +34,7 @@ from lstm_jax.recording import (
     again,
     differentiable,
     hidden_part,
+    memories,
     named,
     pick,
     put,
@@ -56,16 +58,17 @@ class Flow(NamedTuple):
     """What `measure` finds of a cell.
 
     Attributes:
-      lag_gains: see `lag_gains`.
+      lag_gains: see `lag_gains`; "h", of the hidden part, and by field those of every
+        memory that is not in it, as "c".
       loss_gradients: see `loss_gradients`; None where no loss was given.
       saturation: by gate, see `saturation`.
-      time_constants: see `time_constants`.
+      time_constants: by field of the state, see `time_constants`.
     """
 
-    lag_gains: Float[Array, " T"]
+    lag_gains: dict[str, Float[Array, " T"]]
     loss_gradients: Float[Array, " T"] | None
     saturation: dict[str, Saturation]
-    time_constants: Float[Array, " U"]
+    time_constants: dict[str, Float[Array, " U"]]
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "reverse", "probes"))
@@ -93,8 +96,10 @@ def measure(
     ...   return jnp.mean(ys[:, -1] ** 2)
     >>> cotangents = jax.grad(loss)(lj.unroll(cell, params, xs))
     >>> found = flow.measure(cell, params, xs, cotangents)
-    >>> found.lag_gains.shape, found.loss_gradients.shape, sorted(found.saturation)
-    ((20,), (20,), ['c', 'f', 'g', 'i', 'o'])
+    >>> found.lag_gains["h"].shape, found.lag_gains["c"].shape
+    ((20,), (20,))
+    >>> found.loss_gradients.shape, sorted(found.saturation)
+    ((20,), ['c', 'f', 'g', 'i', 'o'])
 
     Args:
       cell: any cell.
@@ -109,8 +114,13 @@ def measure(
     key = jax.random.key(0) if key is None else key
     lag_key, sign_key = jax.random.split(key)
     recording = record(cell, params, xs, **options)
+    hidden = hidden_part(recording.last)
+    fields = [name for name, own in memories(recording.last).items() if own != hidden]
     return Flow(
-        lag_gains(recording, lag_key, probes=probes),
+        {
+            field: lag_gains(recording, lag_key, field=field, probes=probes)
+            for field in ("h", *fields)
+        },
         None if cotangents is None else loss_gradients(recording, cotangents),
         saturation(recording),
         time_constants(recording, sign_key),

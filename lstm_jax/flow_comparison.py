@@ -15,7 +15,7 @@ from lstm_jax import layer_flow, steps
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
 from lstm_jax.flow import Flow
-from lstm_jax.flow_pictures import draw_lag_gains
+from lstm_jax.flow_pictures import by_label, draw_lag_gains
 from lstm_jax.reporting import write_file
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
@@ -70,7 +70,7 @@ def compare(
                 label = name if len(flows) == 1 else f"{name}, {layer}"
                 found[stage][label] = flow
     gains = {
-        stage: {name: np.asarray(flow.lag_gains) for name, flow in flows.items()}
+        stage: {name: flow.lag_gains for name, flow in flows.items()}
         for stage, flows in found.items()
     }
     title = "What is left of a change of the state, and of the gradient, k steps away"
@@ -106,31 +106,40 @@ def _measure(
 
 
 def table(found: Comparison) -> str:
-    """The gains at some lags, a line each cell and stage."""
-    width = max(len(name) for flows in found.values() for name in flows)
+    """The gains at some lags, a line each cell, part of its state and stage."""
+    width = max(len(name) for flows in found.values() for name in flows) + 3
     lines = []
     for stage, flows in found.items():
-        last = max(len(flow.lag_gains) for flow in flows.values())
+        last = max(len(flow.lag_gains["h"]) for flow in flows.values())
         lags = [k for k in _LAGS if k < last]
         lines.append(f"{stage:{width}}" + "".join(f"  lag {k:<5}" for k in lags))
         for name, flow in flows.items():
-            gains = "".join(f"  {float(flow.lag_gains[k]):<9.2g}" for k in lags)
-            lines.append(f"{name:{width}}{gains}")
+            for label, values in by_label(name, flow.lag_gains).items():
+                gains = "".join(f"  {float(values[k]):<9.2g}" for k in lags)
+                lines.append(f"{label:{width}}{gains}")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _numbers(flow: Flow) -> dict[str, Any]:
     """For JSON, where what is not finite is null."""
-    taus = np.quantile(flow.time_constants, _QUANTILES)
     loss = () if flow.loss_gradients is None else flow.loss_gradients
     return {
-        "lag_gains": _finite(flow.lag_gains),
+        "lag_gains": {
+            field: _finite(values) for field, values in flow.lag_gains.items()
+        },
         "loss_gradients": _finite(loss),
-        "time_constants": dict(zip(map(str, _QUANTILES), _finite(taus), strict=True)),
+        "time_constants": {
+            field: _quantiles(taus) for field, taus in flow.time_constants.items()
+        },
         "saturation": {
             gate: _finite(shares) for gate, shares in flow.saturation.items()
         },
     }
+
+
+def _quantiles(taus: Any) -> dict[str, float | None]:
+    values = _finite(np.quantile(taus, _QUANTILES))
+    return dict(zip(map(str, _QUANTILES), values, strict=True))
 
 
 def _finite(values: Any) -> list[float | None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Shaped
 
 from lstm_jax.flow import Flow
 from lstm_jax.pictures import COLORS, make_figure, to_png
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 # What is smaller is drawn at the lower edge: float32 has nothing below 1e-38, and
 # nobody trains on a thousandth of a millionth.
 _LEAST = 1e-10
-_LINES = ("-", "--", ":", "-.")  # of more cells than there are colours
+_LINES = ("-", "--", ":", "-.")  # of a cell's memories, and of more cells than colours
+
+# By part of the state, "h" or a memory: at lag 0, 1, and so on.
+Gains = Mapping[str, Shaped[Array | np.ndarray, " lags"]]
 
 
 def draw_flow(flows: Mapping[str, Flow], title: str = "") -> bytes:
     """Draws what `lstm_jax.flow.measure` found of some cells, side by side.
 
-    Four panels: the gain over the lag, the loss's gradient over the steps, the time
-    constants of the units, and how many values of each gate are near an end of its
-    range. The second is left out where no flow has it.
+    Four panels: the gain over the lag, of h and (dashed) of each memory, the loss's
+    gradient over the steps, the time constants of the units, and how many values of
+    each gate are near an end of its range. The second is left out where no flow has it.
 
     Args:
       flows: by the cells' names.
@@ -32,7 +35,7 @@ def draw_flow(flows: Mapping[str, Flow], title: str = "") -> bytes:
     Returns:
       The PNG.
     """
-    found = {name: np.asarray(flow.lag_gains) for name, flow in flows.items()}
+    found = {name: flow.lag_gains for name, flow in flows.items()}
     gradients = {
         name: np.asarray(flow.loss_gradients)
         for name, flow in flows.items()
@@ -49,28 +52,35 @@ def draw_flow(flows: Mapping[str, Flow], title: str = "") -> bytes:
     panel[0].legend(frameon=False, loc="lower left")
     if gradients:
         _draw_gradients(panel[1], gradients)
-    _draw_time_constants(
-        panel[-2],
-        {name: np.asarray(flow.time_constants) for name, flow in flows.items()},
-    )
+    _draw_time_constants(panel[-2], flows)
     _draw_saturation(panel[-1], flows)
     return to_png(figure)
 
 
-def draw_lag_gains(
-    panels: Mapping[str, Mapping[str, Float[np.ndarray, " lags"]]], title: str
-) -> bytes:
+def by_label(name: str, fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The gains or time constants of a cell, by what they are called: h comes first."""
+    ordered = sorted(fields, key=lambda field: field != "h")
+    return {
+        name if field == "h" else f"{name}, {field}": np.asarray(fields[field], float)
+        for field in ordered
+    }
+
+
+def draw_lag_gains(panels: Mapping[str, Mapping[str, Gains]], title: str = "") -> bytes:
     """Draws the gain over the lag, a panel each group of cells, one axis for all.
 
+    A memory's are dashed, in the colour of its cell.
+
     Args:
-      panels: by title, and there by name: `Flow.lag_gains`.
+      panels: by title, and there by cell: `Flow.lag_gains`.
       title: of the figure.
 
     Returns:
       The PNG.
     """
     figure = make_figure(6.2 * len(panels), 5.4)
-    figure.suptitle(title, parse_math=False)
+    if title:
+        figure.suptitle(title, parse_math=False)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for own, (name, gains) in zip(axes, panels.items(), strict=True):
         _draw_gains(own, gains)
@@ -85,24 +95,24 @@ def draw_lag_gains(
     return to_png(figure)
 
 
-def _draw_gains(
-    axes: "matplotlib.axes.Axes", gains: Mapping[str, Float[np.ndarray, " lags"]]
-) -> None:
+def _draw_gains(axes: "matplotlib.axes.Axes", gains: Mapping[str, Gains]) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
-    for i, (name, values) in enumerate(gains.items()):
-        axes.plot(_visible(values), label=name, **_style(i))
+    for i, (name, fields) in enumerate(gains.items()):
+        for j, (label, values) in enumerate(by_label(name, fields).items()):
+            axes.plot(_visible(values), label=label, **_style(i, j))
     axes.set_yscale("log")
     axes.set_ylim(*_gain_limits(gains))
     _tidy(axes)
     axes.set_xlabel("lag k (steps)")
-    axes.set_ylabel("gain |∂h(T) / ∂h(T-k)|, log scale")
+    axes.set_ylabel("gain |∂h(T) / ∂h(T-k)|, of c: |∂c(T) / ∂c(T-k)|")
 
 
-def _gain_limits(
-    gains: Mapping[str, Float[np.ndarray, " lags"]],
-) -> tuple[float, float]:
+def _gain_limits(gains: Mapping[str, Gains]) -> tuple[float, float]:
     """Of the axis: 1 is in sight, and no more than is worth it."""
-    known = np.concatenate([values[np.isfinite(values)] for values in gains.values()])
+    every = np.concatenate(
+        [np.asarray(a, float) for fields in gains.values() for a in fields.values()]
+    )
+    known = every[np.isfinite(every)]
     low, high = known.min(initial=1.0), known.max(initial=1.0)
     return max(float(low) / 2, _LEAST), min(float(high) * 3, 1e8)
 
@@ -126,16 +136,23 @@ def _draw_gradients(
 
 
 def _draw_time_constants(
-    axes: "matplotlib.axes.Axes", taus: Mapping[str, Float[np.ndarray, " units"]]
+    axes: "matplotlib.axes.Axes", flows: Mapping[str, Flow]
 ) -> None:
+    taus, styles = {}, []
+    for i, (name, flow) in enumerate(flows.items()):
+        named = by_label(name, flow.time_constants)
+        if len(named) == 1:
+            named = dict(zip([name], named.values(), strict=True))
+        taus |= named
+        styles += [_style(i, j) for j in range(len(named))]
     known = [values[np.isfinite(values) & (values > 0)] for values in taus.values()]
     ends = np.concatenate([*known, [1.0]])
     low, high = ends.min() / 2, ends.max() * 2
-    for i, (name, values) in enumerate(taus.items()):
+    for style, (name, values) in zip(styles, taus.items(), strict=True):
         share = (np.arange(len(values)) + 0.5) / len(values)
         shown = np.clip(np.sort(values), low, high)
         axes.plot(
-            share, shown, label=f"{name}, median {np.median(values):.3g}", **_style(i)
+            share, shown, label=f"{name}, median {np.median(values):.3g}", **style
         )
     axes.set_yscale("log")
     axes.set_ylim(low, high)
@@ -173,8 +190,8 @@ def _visible(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(np.isnan(values), values, np.maximum(values, 1e-3 * _LEAST))
 
 
-def _style(i: int) -> dict[str, Any]:
-    line = _LINES[i // len(COLORS) % len(_LINES)]
+def _style(i: int, j: int = 0) -> dict[str, Any]:
+    line = _LINES[(i // len(COLORS) + j) % len(_LINES)]
     return {"color": COLORS[i % len(COLORS)], "linestyle": line}
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lstm_jax.cells import Cell, extras_of, product, recurrent_product
 from lstm_jax.layout import where_rows
-from lstm_jax.recording import Recording, Step, begun, name_of, pick, put
+from lstm_jax.recording import Recording, Step, begun, memories, pick, put
 from lstm_jax.replay import replay
 
 # The function, the name of its gates, and the ends of its range: beyond them it passes
@@ -81,15 +81,16 @@ def _names(cell: Cell, functions: list[str]) -> list[str]:
 
 def time_constants(
     recording: Recording, key: PRNGKeyArray | None = None
-) -> Float[Array, " U"]:
+) -> dict[str, Float[Array, " U"]]:
     """Steps in which a unit's own memory falls to 1/e, if nothing is written to it.
 
-    A unit's memory is its c where the state has an array `c`, else its h. It keeps the
-    share f = |d c' / d c| of it in a step, the gates' inputs zx and zh held fixed: the
-    forget gate of an LSTM, z of a GRU, 0 of a simple RNN. With F the mean of f over
-    rows and valid steps, the time constant is -1 / log F: about F^k of it is left after
-    k steps. It is infinite where F is not below 1. Of a cell that has neither an array
-    `c` nor gates made by `lstm_jax.gated`, f is the derivative of a whole step.
+    The memories are every array of the state but h (the c of an LSTM), or h where there
+    is no other. Of a memory m a unit keeps the share f = |d m' / d m| in a step, all
+    else held fixed, the gates' inputs zx and zh as well: the forget gate of an LSTM, z
+    of a GRU, 0 of a simple RNN. With F the mean of f over rows and valid steps, the
+    time constant is -1 / log F: about F^k of it is left after k steps. It is infinite
+    where F is not below 1. Of a cell that `lstm_jax.gated` has not made, f is the
+    derivative of a whole step.
 
     Args:
       recording: the run.
@@ -97,10 +98,11 @@ def time_constants(
         others: f is then an estimate of the diagonal. None: always the same ones.
 
     Returns:
-      Of each unit, in steps; layer after layer of a stack.
+      By field of the state, of each unit, in steps; layer after layer of a stack.
     """
     key = jax.random.key(0) if key is None else key
-    leaves = _memory(recording.last)
+    fields = memories(recording.last)
+    leaves = [leaf for own in fields.values() for leaf in own]
     keys = [jax.random.fold_in(key, leaf) for leaf in leaves]
 
     def of_step(sums: list[Array], step: Step) -> tuple[list[Array], None]:
@@ -114,21 +116,12 @@ def time_constants(
 
     zeros = [jnp.zeros(a.shape[1:], a.dtype) for a in pick(recording.last, leaves)]
     sums, _ = lax.scan(of_step, zeros, recording.steps)
-    total = jnp.concatenate([a.reshape(-1) for a in sums])
-    mean = total / jnp.sum(recording.steps.valid).astype(total.dtype)
-    return jnp.where(mean < 1, -1 / jnp.log(mean), jnp.inf)
-
-
-def _memory(state: Any) -> list[int]:
-    """Which leaves are a memory: each `c`, and each `h` without a `c` beside it."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    names = [name_of(path) for path in paths]
-    with_c = {path[:-1] for path, name in zip(paths, names, strict=True) if name == "c"}
-    return [
-        i
-        for i, (path, name) in enumerate(zip(paths, names, strict=True))
-        if name == "c" or (name == "h" and path[:-1] not in with_c)
-    ]
+    of_leaf, found = dict(zip(leaves, sums, strict=True)), {}
+    for name, own in fields.items():
+        total = jnp.concatenate([of_leaf[leaf].reshape(-1) for leaf in own])
+        mean = total / jnp.sum(recording.steps.valid).astype(total.dtype)
+        found[name] = jnp.where(mean < 1, -1 / jnp.log(mean), jnp.inf)
+    return found
 
 
 def _diagonal(

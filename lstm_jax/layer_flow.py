@@ -133,11 +133,17 @@ def _unused(name: str, names: Mapping[str, Any]) -> str:
 def metrics(flows: Mapping[str, Flow]) -> dict[str, float]:
     """Numbers for a row of `metrics.jsonl`: of each layer some gains, and a half-life.
 
-    Keys are "<layer>/gain_<lag>" and "<layer>/time_constant", the median over units.
+    Keys are "<layer>/gain_<lag>" of h and "<layer>/<field>_gain_<lag>" of a memory, and
+    "<layer>/time_constant", the median over units; of several memories
+    "<layer>/<field>_time_constant".
     """
     row: dict[str, float] = {}
     for name, flow in flows.items():
-        gains = np.asarray(flow.lag_gains)
-        row |= {f"{name}/gain_{k}": float(gains[k]) for k in _LAGS if k < len(gains)}
-        row[f"{name}/time_constant"] = float(np.median(flow.time_constants))
+        for field, gains in flow.lag_gains.items():
+            key = f"{name}/gain" if field == "h" else f"{name}/{field}_gain"
+            row |= {f"{key}_{k}": float(gains[k]) for k in _LAGS if k < len(gains)}
+        several = len(flow.time_constants) > 1
+        for field, taus in flow.time_constants.items():
+            which = f"{field}_time_constant" if several else "time_constant"
+            row[f"{name}/{which}"] = float(np.median(taus))
     return row

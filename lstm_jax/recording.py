@@ -3,7 +3,8 @@
 Shapes: B batch, T time, D input features.
 
 The hidden part of a state is every array of it that is named `h`: one of most cells,
-one a layer of a stack; of a state without any, all of its arrays.
+one a layer of a stack; of a state without any, all of its arrays. Its memories are all
+other arrays but integers, and every `h` with nothing else beside it.
 """
 
 from typing import Any, NamedTuple
@@ -148,13 +149,28 @@ def named(state: Any, name: str) -> list[int]:
 
 
 def name_of(path: Any) -> str:
-    """The field that a leaf is, "" of no NamedTuple's."""
-    return getattr(path[-1], "name", "") if path else ""
+    """The field that a leaf is in, "" of no NamedTuple's."""
+    return next((key.name for key in reversed(path) if hasattr(key, "name")), "")
 
 
 def hidden_part(state: Any) -> list[int]:
     """Which leaves of a state are its hidden part."""
     return named(state, "h") or differentiable(state)
+
+
+def memories(state: Any) -> dict[str, list[int]]:
+    """Which leaves of a state are its memories, by field."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    known, found = set(differentiable(state)), {}
+    for i in sorted(known):
+        name, owner = name_of(paths[i]), paths[i][:-1]
+        beside = (
+            j != i and name_of(paths[j]) != "h" and paths[j][: len(owner)] == owner
+            for j in known
+        )
+        if name != "h" or not any(beside):
+            found.setdefault(name, []).append(i)
+    return found
 
 
 def differentiable(state: Any) -> list[int]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -298,7 +298,9 @@ def test_gates_are_those_of_the_equations(name: str) -> None:
         recording = flow.record(cell, params, xs, lengths=jnp.asarray(lengths))
         return flow.saturation(recording), flow.time_constants(recording)
 
-    found, taus = measured()
+    found, by_field = measured()
+    ((field, taus),) = by_field.items()
+    assert field == ("c" if name == "lstm" else "h")
 
     p = jax.tree.map(np.asarray, params)
     gates: dict[str, list[np.ndarray]] = {}
@@ -332,8 +334,70 @@ def test_gates_are_those_of_the_equations(name: str) -> None:
 
 
 def taus_of(cell: lj.Cell, params: Any, xs: Array) -> np.ndarray:
+    (found,) = fields_of(cell, params, xs).values()
+    return found
+
+
+def fields_of(cell: lj.Cell, params: Any, xs: Array) -> dict[str, np.ndarray]:
     found = jax.jit(lambda: flow.time_constants(flow.record(cell, params, xs)))()
-    return np.asarray(found)
+    return {field: np.asarray(taus) for field, taus in found.items()}
+
+
+class TwoMemories(NamedTuple):
+    """A hidden state that is nothing of its own, two memories and a counter."""
+
+    h: Array
+    fast: Array
+    slow: Array
+    steps: Array
+
+
+def two_memories(keep: tuple[float, float]) -> lj.Cell:
+    def gates(extras: Any, carry: Any, zx: Array, zh: Array) -> Any:
+        fast, slow = (
+            a * b for a, b in zip(keep, (carry.fast, carry.slow), strict=True)
+        )
+        new = TwoMemories(jnp.tanh(slow + zh), fast + zx, slow + fast, carry.steps + 1)
+        return new, new.h
+
+    def initial_carry(params: Any, batch: int) -> TwoMemories:
+        zeros = jnp.zeros((batch, HIDDEN), params["bias"].dtype)
+        return TwoMemories(zeros, zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+    return lj.gated(HIDDEN, 1, gates, TwoMemories, initial_carry=initial_carry)
+
+
+def test_memories_are_told_by_field() -> None:
+    """Whatever they are called; each has gains of its own."""
+    cell, xs = two_memories((0.5, 0.9)), random_xs(BATCH, TIME)
+    params = random_params(cell)
+    found = flow.measure(cell, params, xs, probes=HIDDEN)
+    assert set(found.lag_gains) == {"h", "fast", "slow"}
+    taus = {"fast": -1 / np.log(0.5), "slow": -1 / np.log(0.9)}
+    assert found.time_constants.keys() == taus.keys()
+    for name, keep in (("fast", 0.5), ("slow", 0.9)):
+        np.testing.assert_allclose(found.time_constants[name], [taus[name]] * HIDDEN)
+        want = keep ** np.arange(TIME)
+        np.testing.assert_allclose(found.lag_gains[name], want, rtol=1e-9)
+
+    class Only(NamedTuple):
+        """A state without an h."""
+
+        a: Array
+        b: Array
+
+    cell = lj.Cell(
+        lambda key, size: {"kernel": jnp.ones((size, HIDDEN))},
+        lambda params, batch: Only(*jnp.zeros((2, batch, HIDDEN))),
+        lambda params, carry, x: (
+            Only(0.5 * carry.a, carry.b + x @ params["kernel"]),
+            carry.a,
+        ),
+    )
+    found = flow.measure(cell, random_params(cell), xs)
+    np.testing.assert_allclose(found.time_constants["a"], taus["fast"])
+    assert np.isposinf(found.time_constants["b"]).all()
+    assert set(found.lag_gains) == {"h", "a", "b"}
 
 
 def test_time_constants_of_other_cells() -> None:
@@ -387,7 +451,10 @@ def test_measure_is_its_parts() -> None:
     def parts() -> Any:
         recording = flow.record(cell, params, xs, lengths=lengths)
         return flow.Flow(
-            flow.lag_gains(recording, KEY, probes=HIDDEN),
+            {
+                field: flow.lag_gains(recording, KEY, field=field, probes=HIDDEN)
+                for field in ("h", "c")
+            },
             flow.loss_gradients(recording, cotangents),
             flow.saturation(recording),
             flow.time_constants(recording),

@@ -30,10 +30,10 @@ def flow_of(seed: int, gradients: bool = True) -> Flow:
     gains = jnp.asarray(np.exp(-rng.uniform(0, 1, 20)).cumprod(), jnp.float32)
     low, high = rng.uniform(0, 0.5, 2)
     return Flow(
-        gains.at[-1].set(0.0).at[-3].set(jnp.nan),
+        {"h": gains.at[-1].set(0.0).at[-3].set(jnp.nan)},
         jnp.asarray(rng.uniform(0.1, 1, 20), jnp.float32) if gradients else None,
         {"f": Saturation(jnp.float32(low), jnp.float32(high))},
-        jnp.asarray([3.0, 0.0, jnp.inf, 20.0, 5.0], jnp.float32),
+        {"c": jnp.asarray([3.0, 0.0, jnp.inf, 20.0, 5.0], jnp.float32)},
     )
 
 
@@ -45,7 +45,8 @@ def test_flow_in_numbers(figures: list[Any]) -> None:
         assert axes.get_yscale() == "log"
         lines = {line.get_label(): line.get_ydata() for line in axes.lines}
         for name, flow in flows.items():
-            values = np.asarray(getattr(flow, field))
+            values = getattr(flow, field)
+            values = np.asarray(values["h"] if field == "lag_gains" else values)
             shown = np.isfinite(values) & (values > 0)
             np.testing.assert_array_equal(lines[name][shown], values[shown])
             # What is zero is below all else, and nothing is where nothing is known.
@@ -72,14 +73,18 @@ def test_without_a_loss_there_is_no_panel_of_it(figures: list[Any]) -> None:
 
 def test_gains_by_panel(figures: list[Any]) -> None:
     exploding = np.exp(np.arange(40.0))
-    draw_lag_gains(
-        {"before": {"a": exploding, "b": 1 / exploding}, "after": {"a": exploding}}, "t"
-    )
+    one, both = {"h": exploding}, {"c": 1 / exploding, "h": exploding}
+    draw_lag_gains({"before": {"b": one, "a": both}, "after": {"a": both}}, "t")
     before, after = figures[0].axes
     assert [axes.get_title() for axes in (before, after)] == ["before", "after"]
     assert before.get_ylim() == after.get_ylim()
     assert before.get_ylim() == (1e-10, 1e8)
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
+        *("b", "a", "a, c")
+    ]
+    h, c = (line for line in before.lines if str(line.get_label()).startswith("a"))
+    assert h.get_color() == c.get_color()
+    assert (h.get_linestyle(), c.get_linestyle()) == ("-", "--")
     lines = {line.get_label(): line.get_ydata() for line in before.lines}
     np.testing.assert_array_equal(lines["a"], exploding)
-    np.testing.assert_array_equal(lines["b"][:20], 1 / exploding[:20])
+    np.testing.assert_array_equal(lines["a, c"][:20], 1 / exploding[:20])

@@ -78,8 +78,10 @@ def test_is_that_of_each_layer_alone() -> None:
     row = layer_flow.metrics(found)
     for name in names:
         one = want[name]
-        assert row[f"{name}/gain_1"] == pytest.approx(float(one.lag_gains[1]), rel=1e-4)
-        median = float(np.median(one.time_constants))
+        for key, field in (("gain_1", "h"), ("c_gain_1", "c")):
+            gain = float(one.lag_gains[field][1])
+            assert row[f"{name}/{key}"] == pytest.approx(gain, rel=1e-4)
+        median = float(np.median(one.time_constants["c"]))
         assert row[f"{name}/time_constant"] == pytest.approx(median, rel=1e-4)
         assert f"{name}/gain_10" not in row  # of six steps
 
@@ -128,7 +130,7 @@ def test_a_run_tells_of_it_and_trains_as_without(tmp_path: Path) -> None:
     (flow_row,) = (row for row in rows if (row["step"], row["split"]) == (20, "flow"))
     (found,) = layer_flow.make_probe(task, BATCH)(states[0].params).values()
     assert flow_row["recurrent/layer_0/gain_1"] == pytest.approx(
-        float(found.lag_gains[1]), rel=1e-4
+        float(found.lag_gains["h"][1]), rel=1e-4
     )
     assert (tmp_path / "with" / "flow.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "without" / "flow.png").exists()
@@ -151,7 +153,7 @@ def test_comparison(tmp_path: Path) -> None:
     found = flow_comparison.compare(config, tmp_path, variants)
     assert tuple(found) == flow_comparison.STAGES
     # A step of an orthogonal kernel passes on half of the gradient, times tanh'.
-    gains = np.asarray(found["before training"]["half"].lag_gains)
+    gains = np.asarray(found["before training"]["half"].lag_gains["h"])
     assert 0.3 < gains[1] < 0.5
     lines = flow_comparison.table(found).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
@@ -160,8 +162,8 @@ def test_comparison(tmp_path: Path) -> None:
     assert lines[1].split()[1] == f"{gains[1]:.2g}"
     stored = json.loads((tmp_path / "gradient_flow.json").read_text())
     stored = stored["after training"]["half"]
-    trained = np.asarray(found["after training"]["half"].lag_gains)
-    shown = [np.nan if a is None else a for a in stored["lag_gains"]]
+    trained = np.asarray(found["after training"]["half"].lag_gains["h"])
+    shown = [np.nan if a is None else a for a in stored["lag_gains"]["h"]]
     np.testing.assert_allclose(shown, trained)
     assert not np.allclose(trained, gains, rtol=1e-3, equal_nan=True)
     assert (tmp_path / "gradient_flow.png").read_bytes().startswith(b"\x89PNG")

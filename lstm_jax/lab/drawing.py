@@ -1,10 +1,10 @@
 """The lab's pictures, as PNG."""
 
-import math
 from typing import Any
 
 import numpy as np
 
+from lstm_jax.flow_pictures import draw_lag_gains
 from lstm_jax.pictures import COLORS, make_figure, to_png
 
 
@@ -76,19 +76,14 @@ def draw_gains(flows: dict[str, Any]) -> bytes:
     Args:
       flows: as `examine.follow` gives them, by cell, the new one first.
     """
-    figure = make_figure(6.4, 4.2)
-    axes = figure.add_subplot()
-    axes.axhline(1, color="black", linestyle=":", linewidth=1)
-    for number, (name, found) in reversed(list(enumerate(flows.items()))):
-        gains = np.asarray(found["lag_gains"], float)
-        gains = np.where(gains > 0, gains, math.nan)
-        width = 2.4 if number == 0 else 1.4
-        axes.plot(gains, color=COLORS[number], linewidth=width, label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("lag k (steps)")
-    axes.set_ylabel("|d h(t) / d h(t-k)|, 1: all is left")
-    _finish(axes)
-    return to_png(figure)
+    gains = {
+        name: {
+            field: np.asarray(values, float)  # None becomes NaN
+            for field, values in found["lag_gains"].items()
+        }
+        for name, found in flows.items()
+    }
+    return draw_lag_gains({"": gains})
 
 
 def _finish(axes: Any, **legend: Any) -> None:

@@ -129,26 +129,28 @@ def learnt(problem: Trial, cell: Cell, say: Callable[[str], None]) -> dict[str, 
 
 
 def follow(cell: Cell) -> dict[str, Any]:
-    """The gradient flow of an untrained cell that reads a text, sign by sign."""
-    xs = _signs()
+    """The gradient flow of an untrained cell that reads a text by characters."""
+    xs = _characters()
     params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), xs.shape[-1])
     found = jax.device_get(flow.measure(cell, params, xs))
     return {
-        "lag_gains": np.asarray(found.lag_gains, np.float64).tolist(),
+        "lag_gains": {name: a.tolist() for name, a in found.lag_gains.items()},
         "saturation": {
             name: {"low": float(gate.low), "high": float(gate.high)}
             for name, gate in found.saturation.items()
         },
-        "time_constants": np.asarray(found.time_constants, np.float64).tolist(),
+        "time_constants": {
+            name: a.tolist() for name, a in found.time_constants.items()
+        },
     }
 
 
 @functools.cache
-def _signs() -> Any:
-    """One-hot signs of a text, as many rows as `ROWS`, from different places."""
+def _characters() -> Any:
+    """One-hot characters of a text, `ROWS` rows, from different places."""
     text = read_text(TEXT)
-    known = {sign: number for number, sign in enumerate(sorted(set(text)))}
-    ids = np.asarray([known[sign] for sign in text])
+    known = {character: number for number, character in enumerate(sorted(set(text)))}
+    ids = np.asarray([known[character] for character in text])
     starts = np.linspace(0, len(ids) - STEPS, ROWS).astype(int)
     rows = np.stack([ids[start : start + STEPS] for start in starts])
     return jax.nn.one_hot(jnp.asarray(rows), len(known))

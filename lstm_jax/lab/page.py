@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lstm_jax.flow_pictures import by_label
 from lstm_jax.lab import cost, drawing, examine
 
-_LAGS = (1, 10, 25, 50, 99)
-_NUMBERS = re.compile(r"\d[\d.,e+\- ]*( ms| MB)?")
+_LAGS = (1, 10, 25, 50, examine.STEPS - 1)
+_NUMBERS = re.compile(r"∞|\d[\d.,e+\- ]*( ms| MB)?")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -190,25 +191,36 @@ def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
 def _flow(flows: dict[str, Any]) -> str:
     rows = []
     for name, found in flows.items():
-        gains = [_number(found["lag_gains"][lag]) for lag in _LAGS]
-        kept = sorted(x for x in found["time_constants"] if x is not None)
-        middle = f"{statistics.median(kept):.1f}" if kept else "none"
+        memories = found["time_constants"]
+        middles = [
+            _middle(taus) if len(memories) == 1 else f"{field} {_middle(taus)}"
+            for field, taus in memories.items()
+        ]
         shut = [
             f"{gate} {100 * (share['low'] + share['high']):.0f} %"
             for gate, share in found["saturation"].items()
         ]
-        rows.append((name, *gains, middle, ", ".join(shut)))
+        rest = [", ".join(middles), ", ".join(shut)]
+        for label, gains in by_label(name, found["lag_gains"]).items():
+            rows.append((label, *(_number(gains[lag]) for lag in _LAGS), *rest))
+            rest = ["", ""]
     heads = ("", *(f"lag {lag}" for lag in _LAGS))
     heads += ("steps that a unit remembers, median", "gates at an end of their range")
     return (
         _note(
-            f"Of untrained cells of {examine.HIDDEN} units that read a text sign by "
-            "sign: how much of a random change of the state is left after so many "
-            "steps (1: all)."
+            f"Of untrained cells of {examine.HIDDEN} units that read a text by "
+            "characters: how much of a random change of h, or of a memory of that "
+            "name, is left after so many steps (1: all)."
         )
         + _picture(drawing.draw_gains(flows), "What is left of a change, over the lag")
         + _table(heads, rows)
     )
+
+
+def _middle(taus: Sequence[float | None]) -> str:
+    """The median, in steps; JSON has None for what never fades."""
+    value = statistics.median(math.inf if tau is None else tau for tau in taus)
+    return "∞" if math.isinf(value) else f"{value:.1f}"
 
 
 def _path(path: str) -> str:
