@@ -107,7 +107,7 @@ def explain(call: Call, peak: float) -> str:
     arguments = arguments_of(call)
     lines = [
         f"{call.name}: {call.batch} rows, {call.time} steps, {call.features} features",
-        f"  path      {path(call)}",
+        f"  path      {path(call).text}",
         f"  saved     {saved / 1e6:.3g} MB for the backward pass; "
         f"{plain[2] / 1e6:.3g} MB where jax differentiates through the loop",
     ]
@@ -193,7 +193,19 @@ def programs(call: Call) -> tuple[Callable[..., Any], Callable[..., Any], int]:
     return forward, training, size
 
 
-def path(call: Call) -> str:
+class Path(NamedTuple):
+    """How a call is run.
+
+    Attributes:
+      fast: jax differentiates through no loop over the steps.
+      text: which implementation it is, and why.
+    """
+
+    fast: bool
+    text: str
+
+
+def path(call: Call) -> Path:
     """Which implementation runs a call on the devices of the context, and why."""
     shards = sharding.shards(call.batch)
     where = f"{jax.default_backend()} device{'s' * (shards > 1)}"
@@ -201,13 +213,15 @@ def path(call: Call) -> str:
     if shards > 1:
         where += f" with {call.batch // shards} rows each"
     if call.implementation not in ("auto", "fused"):
-        return f"{call.implementation}, asked for, {where}"
+        asked = f"{call.implementation}, asked for, {where}"
+        return Path(call.implementation != "autodiff", asked)
     if call.cell.unroll is not None:
-        return f"the cell's own sequence function, {where}"
+        return _own_path(call, where)
     if call.cell.fused is None:
-        return (
+        return Path(
+            False,
             f"autodiff, {where}: the cell was not made by gated, and is differentiated "
-            "through the loop"
+            "through the loop",
         )
     key = jax.random.key(0)
     params = jax.eval_shape(lambda key: call.cell.init(key, call.features), key)
@@ -220,12 +234,60 @@ def path(call: Call) -> str:
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"
-    return (
+    return Path(
+        True,
         f"fused, {where}: the cell was made by gated\n"
         f"  layout    rows {rows} in a step's arrays, product of the inputs {hoisted}, "
         f"weight gradients in chunks of {schedule.chunk} steps, loops unrolled by "
-        f"{schedule.unroll}: {schedule.why}"
+        f"{schedule.unroll}: {schedule.why}",
     )
+
+
+def _own_path(call: Call, where: str) -> Path:
+    """Of a cell with a sequence function of its own: what loops it has."""
+    program = jax.make_jaxpr(programs(call)[0])(*arguments_of(call))
+    loops = _loops(program.jaxpr)
+    own = "the cell's own sequence function"
+    if not loops:
+        return Path(True, f"all steps at once, {where}: {own} has no loop over them")
+    plain = loops.count(False)
+    if plain:
+        return Path(
+            False,
+            f"autodiff, {where}: {own} has {len(loops)} loop{'s' * (len(loops) > 1)}, "
+            f"of which jax differentiates through {plain}, of cells that were not made "
+            "by gated",
+        )
+    each = f"each of the {len(loops)} loops" if len(loops) > 1 else "the loop"
+    return Path(True, f"fused, {where}: {each} of {own} is of a cell made by gated")
+
+
+def _loops(jaxpr: Jaxpr, *, derived: bool = False) -> list[bool]:
+    """Of each outermost loop of a program, whether it has a derivative of its own."""
+    found = []
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in ("scan", "while"):
+            found.append(derived)
+            continue
+        own = derived or name.startswith("custom_vjp_call")
+        inside = [
+            own_loop
+            for inner in _inner(equation)
+            for own_loop in _loops(inner, derived=own)
+        ]
+        # The chunks of one fused loop are one.
+        found += inside[:1] if own and not derived else inside
+    return found
+
+
+def _inner(equation: Any) -> list[Jaxpr]:
+    """The programs that an equation runs."""
+    leaves = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")
+    )
+    programs = [getattr(inner, "jaxpr", inner) for inner in leaves]
+    return [inner for inner in programs if hasattr(inner, "eqns")]
 
 
 def _products(jaxpr: Jaxpr, times: int = 1) -> list[tuple[int, int]]:
@@ -243,10 +305,6 @@ def _products(jaxpr: Jaxpr, times: int = 1) -> list[tuple[int, int]]:
             depth = math.prod(left.shape[i] for i in contracted)
             found.append((2 * depth * result.size, times))
         runs = times * equation.params.get("length", 1)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                found += _products(inner, runs)
+        for inner in _inner(equation):
+            found += _products(inner, runs)
     return found

@@ -13,6 +13,7 @@ from toy_runs import BATCH, ragged_task, toy_task
 
 import lstm_jax as lj
 from lstm_jax import devices, explain
+from lstm_jax.combinators import residual, stack
 from lstm_jax.schedule import schedule_for
 
 TIME, FEATURES, UNITS = 40, 3, 7
@@ -70,6 +71,25 @@ def test_autodiff() -> None:
     assert "layout" not in told
     asked = lines(CALL._replace(implementation="autodiff"))
     assert "autodiff, asked for" in asked["path"]
+
+
+def test_inside_of_a_sequence_function() -> None:
+    """The loops of a stack, of what stands around a cell, and of none."""
+    before = lj.gru(UNITS, reset_after=False)
+    call = CALL._replace(features=UNITS)
+    for cell, fast, text in (
+        (residual(before), False, "autodiff, on 1 cpu device: the cell's own sequence"),
+        (stack(lj.lstm(UNITS), before), False, "2 loops, of which jax differentiates "),
+        (stack(lj.lstm(UNITS), residual(lj.gru(UNITS))), True, "fused, on 1 cpu"),
+        (lj.min_gru(UNITS), True, "all steps at once"),
+    ):
+        found = explain.path(call._replace(cell=cell, batch=2))
+        assert found.fast == fast
+        assert text in found.text
+    assert explain.path(call).fast
+    assert not explain.path(call._replace(implementation="autodiff")).fast
+    looped = explain.path(call._replace(cell=lj.min_gru(UNITS), batch=128))
+    assert looped.text.startswith("fused, on 1 cpu device: the loop of")
 
 
 def test_kernel() -> None:

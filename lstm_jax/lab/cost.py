@@ -19,6 +19,7 @@ class Cost(NamedTuple):
     Attributes:
       parameters: how many.
       path: which implementation runs it, and why.
+      fast: jax differentiates through no loop of it.
       forward: ms of a forward pass.
       training: ms of a forward and a backward pass.
       forward_ratio: of lstm's, in turn.
@@ -31,6 +32,7 @@ class Cost(NamedTuple):
 
     parameters: int
     path: str
+    fast: bool
     forward: float
     training: float
     forward_ratio: float
@@ -82,7 +84,8 @@ def measure(cells: dict[str, Cell], features: int = FEATURES) -> dict[str, Cost]
     return {
         name: Cost(
             parameters=known[name][0],
-            path=known[name][1],
+            path=known[name][1].text,
+            fast=known[name][1].fast,
             forward=1000 * float(np.median(seconds[name, "forward"])),
             training=1000 * float(np.median(seconds[name, "training"])),
             forward_ratio=ratio((name, "forward"), ("lstm", "forward")),
