@@ -7,6 +7,7 @@ from absl import flags
 from lstm_jax import command_line, devices, flow_comparison
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.config import check_config
+from lstm_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parent
 CONFIG = command_line.define_config(default=CHECKOUT / "configs" / "gradient_flow.py")
@@ -26,6 +27,12 @@ def main() -> None:
     if WORKDIR.value is not None:
         workdir = Path(WORKDIR.value)
     check_config(CONFIG.value)
+    if "model.cell" in command_line.changed_fields():
+        raise UserError(
+            "--config.model.cell is nothing for flow.py, whose cells are those of "
+            "lstm_jax/flow_comparison.py; one cell of your own: train.py with "
+            "--config.report.flow_every"
+        )
     devices.use_cpus(CONFIG.value.devices.count, CONFIG.value.batch_size)
     keep_compiled()
     found = flow_comparison.compare(CONFIG.value, workdir)

@@ -21,12 +21,13 @@ where nothing is lost; U is the recurrent kernel, which begins orthogonal:
 
 An LSTM's memory is c; of h itself a tenth is left after one step. Its forget gates
 decide what c holds: at a bias of 1 a unit keeps it for 3 steps (the median time
-constant) and it vanishes faster than the h of a simple RNN; at 5 for 155, and c holds
-over 200 steps, before training and after, where the h of every simple RNN vanishes or,
-at 1.5 U before training, explodes. What training needs it finds: in the last 100
-updates all six are right on 97 to 100 % of the next characters of this text, which they
-learn by heart. Four minutes for `flow.py` on two cores that were busy otherwise
-(2026-11-23, jax 0.10.2).
+constant) and it vanishes faster than the h of a simple RNN; at 5 for 155. Then c holds
+over 100 steps where a simple RNN vanishes (0.5 U, U) or explodes (1.5 U); beyond, it
+grows before training, as it sees itself through the gates as well, and holds after it,
+where all else fades. What training needs it finds: in the last 100 updates all six are
+right on 97 to 100 % of the next characters of this text, which they learn by heart.
+Four minutes for `flow.py` on two cores that were busy otherwise (2026-11-23, jax
+0.10.2).
 """
 
 from lstm_jax.config import Config, base_config

@@ -51,6 +51,11 @@ def config_path() -> Path:
     return path
 
 
+def changed_fields() -> set[str]:
+    """The fields that the command line changes, as "model.cell"."""
+    return set(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def run(main: Callable[..., None], takes: str = "") -> None:
     """Parses the flags and calls `main`.
 

@@ -14,8 +14,10 @@ import numpy as np
 from lstm_jax import layer_flow, steps
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
+from lstm_jax.errors import UserError
 from lstm_jax.flow import Flow
 from lstm_jax.flow_pictures import by_label, draw_lag_gains
+from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
@@ -58,6 +60,11 @@ def compare(
     Raises:
       UserError: the config or its data is no use.
     """
+    if members_of(config):
+        raise UserError(
+            "a sweep is nothing for flow.py, which trains each cell once: leave out "
+            "sweep.seeds and sweep.learning_rates"
+        )
     found: Comparison = {stage: {} for stage in STAGES}
     for number, (name, variant) in enumerate(variants.items()):
         print(name, file=sys.stderr)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_runs import READS_CONFIG, assert_user_error
 from toy_runs import (
     BATCH,
     ragged_task,
@@ -144,6 +145,24 @@ def test_a_model_without_recurrent_layers_is_refused(tmp_path: Path) -> None:
     config.report.flow_every = -1
     with pytest.raises(UserError, match=r"report\.flow_every=-1 must be at least 0"):
         lj.fit(config, toy_task(), tmp_path / "run")
+
+
+@READS_CONFIG
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--config.model.cell=gru"], "model.cell is nothing for flow.py"),
+        (["--config.sweep.seeds=2", "--config.report.flow_every=0"], "a sweep is noth"),
+        (["--config.model.cel=gru"], "no such field"),
+        (["a"], "unexpected argument 'a'"),
+    ],
+)
+def test_flow_refuses(
+    call: Any, arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    done = call("flow.py", f"--workdir={tmp_path / 'flow'}", *arguments)
+    assert_user_error(done, reason)
+    assert not (tmp_path / "flow").exists()
 
 
 def test_comparison(tmp_path: Path) -> None:
