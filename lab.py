@@ -1,6 +1,7 @@
 """Tries a cell of your own: `python lab.py my_cell.py` writes one page about it."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,8 +27,8 @@ def main(path: str) -> None:
     """Tries the cell of a file, and says in short what was found."""
     own = own_cell.load(path)
     out = Path(OUT.value or f"{own.name}.lab.html")
-    if out.suffix != ".html" or not out.parent.is_dir():
-        raise UserError(f"--out={out} has to end in .html, in a folder that is there")
+    check_out(out)
+    about = examine.about(shlex.join(["python", "lab.py", *sys.argv[1:]]))
     devices.use_cpus(0, cost.BATCH)
     keep_compiled()
     curves = references.read()
@@ -39,7 +40,6 @@ def main(path: str) -> None:
         curves["curves"] |= references.make(further, say)["curves"]
         problems += further
     found = examine.examine(own, problems, say)
-    about = examine.about(shlex.join(["python", "lab.py", *sys.argv[1:]]))
     text = json.dumps({**about, **found}, indent=1, allow_nan=False)
     try:
         out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
@@ -49,6 +49,32 @@ def main(path: str) -> None:
     for good, line in page.summary(found, curves):
         print(f"{'ok ' if good else 'NO '} {line}")
     print(f"the page: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Refuses what could not be written in the end, or is not the lab's to replace.
+
+    Raises:
+      UserError: as it says.
+    """
+    numbers = out.with_suffix(".json")
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise UserError(f"--out={out} has to end in .html, in a folder that is there")
+    for path in (out, numbers):
+        where = path if path.exists() else path.parent
+        if path.is_dir() or not os.access(where, os.W_OK):
+            raise UserError(f"{path} cannot be written: name another page with --out")
+    if not numbers.exists():
+        return
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"laws", "cost", "curves"} <= found.keys():
+        raise UserError(
+            f"{numbers} is not of the lab, which would write its own there: name "
+            "another page with --out"
+        )
 
 
 def say(line: str) -> None:

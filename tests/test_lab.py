@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+from command_runs import assert_user_error
 
 import lstm_jax as lj
 from lstm_jax.errors import UserError
@@ -292,6 +293,29 @@ def test_files_that_are_no_cell(text: str | None, reason: str, tmp_path: Path) -
         own_cell.features_of(own_cell.load(path), 8, 5)
 
 
+def test_a_file_runs_as_a_script_does(tmp_path: Path, monkeypatch: Any) -> None:
+    """With what lies beside it, and with dataclasses whose types are text."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "a_helper_of_mine.py").write_text(
+        "import lstm_jax\nmake = lstm_jax.gru"
+    )
+    path = tmp_path / "json.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\n"
+        "from a_helper_of_mine import make as cell\n"
+        "@dataclasses.dataclass\nclass Sizes:\n    of: dataclasses.InitVar[int]\n"
+    )
+    own = own_cell.load(path)
+    assert own.make(3).fused is not None
+    assert sys.modules["json"] is json
+    path.write_text("import sys\nsys.exit()")
+    with pytest.raises(UserError, match="does not run: SystemExit"):
+        own_cell.load(path)
+    path.write_text("import sys\ndef cell(size): sys.exit(0)")
+    with pytest.raises(UserError, match=r"cell\(8\): SystemExit: 0"):
+        own_cell.load(path).make(8)
+
+
 def test_features(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
@@ -312,6 +336,7 @@ def test_cost_counts_what_is_there(monkeypatch: Any) -> None:
     assert found["lstm"].parameters == 4 * 8 * (3 + 8 + 1)
     assert found["lstm"].forward_ratio == found["lstm"].training_ratio == 1
     assert found["mine"].path.startswith("fused")
+    assert found["mine"].fast
     # Floats [6, 4, ...] of 4 bytes: more than the states alone, fewer than all else.
     assert 6 * 4 * 8 * 4 / 1e6 <= found["mine"].saved < found["lstm"].saved
 
@@ -354,9 +379,11 @@ def test_the_example_page() -> None:
     check_page(PAGE.read_text(), source, 5)
     found = json.loads(PAGE.with_suffix(".json").read_text())
     assert found["source"] == source
-    assert len(found["laws"]) == len(laws.LAWS) - 1  # it has no noise
+    said = {name: law[0] for name, law in laws.LAWS.items() if name != laws.NOISE}
+    assert {law["name"]: law["statement"] for law in found["laws"]} == said
+    assert found["failed"] == {}
     assert all(law["holds"] for law in found["laws"])
-    assert found["cost"]["two_memories"]["path"].startswith("fused")
+    assert found["cost"]["two_memories"]["fast"]
     assert found["seconds"] < 300
     for problem, curve in found["curves"].items():
         baseline = found["problems"][problem]["baseline"]
@@ -366,12 +393,14 @@ def test_the_example_page() -> None:
 def test_gradients_are_followed(monkeypatch: Any) -> None:
     monkeypatch.setattr(examine, "STEPS", 12)
     found = examine.follow(lj.lstm(8))
-    assert found["lag_gains"][0] == pytest.approx(1.0)
-    assert len(found["lag_gains"]) == 12
-    assert all(0 < gain < 1 for gain in found["lag_gains"][1:])
+    for field in ("h", "c"):
+        gains = found["lag_gains"][field]
+        assert gains[0] == pytest.approx(1.0)
+        assert len(gains) == 12
+        assert all(0 < gain < 1 for gain in gains[1:])
     assert set(found["saturation"]) == set("ifgoc")
     # sigmoid(1) of a unit whose forget gate sees nothing.
-    assert np.median(found["time_constants"]) == pytest.approx(3.2, abs=0.5)
+    assert np.median(found["time_constants"]["c"]) == pytest.approx(3.2, abs=0.5)
 
 
 def test_a_page_says_what_is_wrong() -> None:
@@ -379,12 +408,20 @@ def test_a_page_says_what_is_wrong() -> None:
     found = json.loads(PAGE.with_suffix(".json").read_text())
     found["source"] = "a < b & '<script>'"
     found["laws"][3] |= {"holds": False, "error": None, "failure": "it <broke>"}
-    found["cost"]["two_memories"]["path"] = "autodiff: it was not made by gated"
+    found["cost"]["two_memories"] |= {
+        "path": "autodiff: it was not made by gated",
+        "fast": False,
+    }
+    found["flow"]["two_memories"]["time_constants"] = {
+        "fast": [1.0, 3.2, None],
+        "slow": [None, 2.0, None],
+    }
     curve = found["curves"]["copy, T = 10"]
     curve["losses"][1] = [None] * len(curve["steps"])  # a seed that diverged
     about = {name: found[name] for name in ("command", "date", "machine", "versions")}
     text = page.render(found, references.read(), about)
     check_page(text, "a < b & '<script>'", 5)
+    assert "fast 3.2, slow ∞" in text
     lines = page.summary(found, references.read())
     assert lines[0][0] is False
     assert lines[0][1].endswith(f"broken: {found['laws'][3]['name']}.")
@@ -392,6 +429,91 @@ def test_a_page_says_what_is_wrong() -> None:
     copied = next(line for line in lines if line[1].startswith("copy"))
     assert copied[0] is False
     assert "not finite" in copied[1]
+
+
+def test_a_cell_that_fails_still_has_a_page(monkeypatch: Any) -> None:
+    """A state written in float32, an error under training, and the name of a peer."""
+
+    def initial_carry(params: Any, batch: int) -> lj.HiddenCarry:
+        return lj.HiddenCarry(jnp.zeros((batch, laws.HIDDEN), jnp.float32))
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        h = jnp.tanh(zx + zh)
+        return lj.HiddenCarry(h), h
+
+    cell = lj.gated(laws.HIDDEN, 1, gates, initial_carry=initial_carry)
+
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("of\nits own")
+
+    for where, name in ((cost, "measure"), (examine, "follow"), (examine, "learnt")):
+        monkeypatch.setattr(where, name, fails)
+    own = own_cell.OwnCell("lstm", "its source", lambda size: cell)
+    problem = trials.adding(50)
+    found = examine.examine(own, [problem], lambda line: None)
+    assert found["name"] == "lstm.py"
+    sections = {examine.LAWS, examine.COST, examine.FLOW, problem.name}
+    assert found["failed"].keys() == sections
+    assert found["failed"][examine.COST] == "RuntimeError: of its own"
+    assert "float32" in found["failed"][examine.LAWS]
+    assert "\n" not in found["failed"][examine.LAWS]
+    text = page.render(found, references.read(), examine.about("a command"))
+    check_page(text, "its source", 0)
+    assert text.count("Time and memory: failed: RuntimeError: of its own") == 2
+    lines = page.summary(found, references.read())
+    assert [good for good, _ in lines] == [False] * 4
+
+
+def test_a_cell_of_the_name_of_a_peer_is_itself(monkeypatch: Any) -> None:
+    monkeypatch.setattr(laws, "LAWS", {})
+    seen = []
+
+    def measure(cells: dict[str, lj.Cell], features: int) -> dict[str, Any]:
+        seen.append({k: c.init(jax.random.key(0), features) for k, c in cells.items()})
+        return {}
+
+    monkeypatch.setattr(cost, "measure", measure)
+    monkeypatch.setattr(examine, "follow", lambda cell: cell.fused is None)
+    own = own_cell.OwnCell("gru", "", lambda size: lj.gru(size, reset_after=False))
+    found = examine.examine(own, [], lambda line: None)
+    assert found["flow"] == {"gru.py": True, "lstm": False, "gru": False}
+    (layers,) = seen
+    assert list(layers) == ["gru.py", "lstm", "gru"]
+    assert "recurrent_bias" not in layers["gru.py"]
+    assert "recurrent_bias" in layers["gru"]
+
+
+def test_digits_are_measured_on_test_images(monkeypatch: Any) -> None:
+    """As `--full` learns them: all zeros to learn from, all ones to be tried on."""
+    rng = np.random.default_rng(0)
+    digits = {
+        f"{split}_{part}": value
+        for split, label in (("train", 0), ("test", 1))
+        for part, value in (
+            ("images", rng.integers(0, 256, (9, 28, 28), np.uint8)),
+            ("labels", np.full(9, label)),
+        )
+    }
+    monkeypatch.setattr(examine, "read_mnist", lambda folder: digits)
+    further = examine.further_trials()
+    assert [p.name for p in further] == [
+        *("adding, T = 100", "copy, T = 100", "rows of digits")
+    ]
+    few = further[2]._replace(num_steps=trials.POINTS, learning_rate=0.03)
+    found = trials.curve(few, lj.simple_rnn(4), lambda line: None)
+    assert found.losses.shape == (trials.SEEDS, trials.POINTS + 1)
+    assert (found.losses[:, -1] > 1.5 * few.baseline).all()
+    assert further[2].baseline == pytest.approx(np.log(10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_full_adds_is_learnt(number: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(trials, "rows_of_digits", lambda digits: None)
+    problem = examine.further_trials()[number]
+    few = problem._replace(num_steps=trials.POINTS)
+    found = trials.curve(few, lj.lstm(4), lambda line: None)
+    assert (found.losses[:, -1] < found.losses[:, 0]).all()
 
 
 def test_command(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
@@ -431,6 +553,29 @@ def test_errors_in_a_line(call: Any, arguments: list[str], reason: str) -> None:
     assert done.code == 2
     assert reason in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_what_is_not_the_labs_stays(
+    call: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Said before anything is measured."""
+
+    def measured(*arguments: Any) -> Any:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(examine, "examine", measured)
+    other = tmp_path / "x.json"
+    for text in ('{"mine": 1}', "[]", "no JSON"):
+        other.write_text(text)
+        done = call("lab.py", str(EXAMPLE), f"--out={tmp_path / 'x.html'}")
+        assert_user_error(done, f"{other} is not of the lab")
+        assert other.read_text() == text
+    (tmp_path / "y.html").mkdir()
+    done = call("lab.py", str(EXAMPLE), f"--out={tmp_path / 'y.html'}")
+    assert_user_error(done, "y.html cannot be written")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    done = call("lab.py", str(EXAMPLE), f"--out={tmp_path / 'z.html'}")
+    assert_user_error(done, "z.html cannot be written")
 
 
 CHROMIUM = shutil.which("chromium")

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.metadata
 import math
 import platform
 import time
@@ -13,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax import devices, flow
+from lstm_jax import checkpoints, devices, flow
 from lstm_jax.cells import Cell, gru, lstm
 from lstm_jax.data.text import read_text
 from lstm_jax.lab import cost, laws, trials
-from lstm_jax.lab.own_cell import OwnCell, features_of
+from lstm_jax.lab.own_cell import OwnCell, features_of, said
 from lstm_jax.lab.trials import Trial
 from lstm_jax.tasks.classify_images import read_mnist
 
+LAWS, COST, FLOW = "Laws", "Time and memory", "Gradient flow"  # sections of a page
+PEERS = {"lstm": lstm, "gru": gru}  # of whom all is measured as well
 HIDDEN = 64  # units of the cells that learn and whose gradients are followed
 TEXT, ROWS, STEPS = "meditations.txt", 16, 100  # whose gradients are followed
 
@@ -40,7 +41,7 @@ def further_trials() -> list[Trial]:
     return [
         trials.adding(100, 1500),
         trials.copy(100, 2000),
-        trials.rows_of_digits(digits["train_images"], digits["train_labels"]),
+        trials.rows_of_digits(digits),
     ]
 
 
@@ -52,7 +53,8 @@ def about(command: str) -> dict[str, Any]:
         "machine": f"{devices.processor()}, {devices.allowed_cpus()} cores",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("jax", "lstm_jax")},
+            "jax": jax.__version__,
+            "lstm_jax": checkpoints.version(),
         },
     }
 
@@ -68,7 +70,8 @@ def examine(
       say: is given lines of progress.
 
     Returns:
-      What JSON takes; a number that is not finite is None.
+      What JSON takes; a number that is not finite is None. Under "failed" stands what
+      the cell has raised, by section of the page or by problem.
 
     Raises:
       UserError: the cell cannot be tried at all.
@@ -82,35 +85,51 @@ def examine(
             (HIDDEN, 2),
         )
     }
-    beside = {own.name: own.make, "lstm": lstm, "gru": gru}
-    say("laws, in float64")
-    small = own.make(laws.HIDDEN)
-    tried = laws.check(small, features[laws.HIDDEN], lambda name: say(f"  {name}"))
-    say("time and memory")
-    with jax.set_mesh(devices.make_mesh(0, cost.BATCH)):
-        costs = cost.measure(
-            {name: make(cost.HIDDEN) for name, make in beside.items()},
-            features[cost.HIDDEN],
-        )
-    say("gradient flow")
-    learner = own.make(HIDDEN)
+    # A file may have a peer's name.
+    name = f"{own.name}.py" if own.name in PEERS else own.name
+    beside = {name: own.make, **PEERS}
+    failed: dict[str, str] = {}
+
+    def tried(section: str, run: Callable[[], Any]) -> Any:
+        """What a run finds, or nothing where the cell's own code fails."""
+        say(section)
+        try:
+            return run()
+        except (Exception, SystemExit) as error:
+            failed[section] = said(error)
+            say(f"  failed: {failed[section]}")
+            return {}
+
+    small, learner = own.make(laws.HIDDEN), own.make(HIDDEN)
+    found = tried(
+        LAWS,
+        lambda: laws.check(small, features[laws.HIDDEN], lambda law: say(f"  {law}")),
+    )
+
+    def cost_of_all() -> dict[str, cost.Cost]:
+        layers = {name: make(cost.HIDDEN) for name, make in beside.items()}
+        with jax.set_mesh(devices.make_mesh(0, cost.BATCH)):
+            return cost.measure(layers, features[cost.HIDDEN])
+
+    costs = tried(COST, cost_of_all)
     if features[HIDDEN] == HIDDEN:
         learner = trials.widened(learner, HIDDEN)
-    followed = {own.name: learner, "lstm": lstm(HIDDEN), "gru": gru(HIDDEN)}
-    flows = {name: follow(cell) for name, cell in followed.items()}
-    curves = {}
-    for problem in problems:
-        say(f"learning: {problem.name}")
-        curves[problem.name] = learnt(problem, learner, say)
+    followed = {name: learner, **{peer: make(HIDDEN) for peer, make in PEERS.items()}}
+    flows = tried(FLOW, lambda: {k: follow(cell) for k, cell in followed.items()})
+    curves = {
+        problem.name: tried(problem.name, lambda p=problem: learnt(p, learner, say))
+        for problem in problems
+    }
     return plain(
         {
-            "name": own.name,
+            "name": name,
             "source": own.source,
-            "laws": [law._asdict() | {"holds": law.holds} for law in tried],
+            "failed": failed,
+            "laws": [law._asdict() | {"holds": law.holds} for law in found],
             "cost": {name: value._asdict() for name, value in costs.items()},
             "flow": flows,
             "problems": {p.name: describe(p) for p in problems},
-            "curves": curves,
+            "curves": {name: curve for name, curve in curves.items() if curve},
             "seconds": time.perf_counter() - begun,
         }
     )

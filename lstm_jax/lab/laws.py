@@ -9,6 +9,7 @@ import numpy as np
 from lstm_jax.cells import Cell
 from lstm_jax.lab import checks
 from lstm_jax.lab.checks import Given, make_given
+from lstm_jax.lab.own_cell import said
 
 HIDDEN = 8
 FEATURES = 5  # not the size of anything else; a cell that adds x to h takes HIDDEN
@@ -48,6 +49,9 @@ def check(cell: Cell, features: int, say: Callable[[str], None]) -> list[Law]:
       cell: of `HIDDEN` units; its outputs are [B, Y].
       features: D, of the inputs.
       say: is given the name of each law as it is tried.
+
+    Raises:
+      Exception: whatever the cell raises where it runs at all, before any law.
     """
     found = []
     with jax.enable_x64(True):
@@ -58,9 +62,8 @@ def check(cell: Cell, features: int, say: Callable[[str], None]) -> list[Law]:
             say(name)
             try:
                 law = Law(name, statement, float(error_of(given)), tolerance)
-            except Exception as error:  # whatever the cell's own code raises
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
-                law = Law(name, statement, np.inf, tolerance, what[:300])
+            except (Exception, SystemExit) as error:  # whatever the cell's code raises
+                law = Law(name, statement, np.inf, tolerance, said(error))
             found.append(law)
     return found
 

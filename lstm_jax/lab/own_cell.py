@@ -1,6 +1,7 @@
 """A cell from a file."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ class OwnCell(NamedTuple):
 def load(path: str | Path) -> OwnCell:
     """Runs a file that has a function `cell(hidden_size)`.
 
-    The file is Python, and is run with all rights of whoever calls this.
+    The file is Python, and is run with all rights of whoever calls this; what lies
+    beside it can be imported, as by a script.
 
     Raises:
       UserError: there is no such file or function, or the file does not run.
@@ -39,15 +41,18 @@ def load(path: str | Path) -> OwnCell:
         raise UserError(
             f"{path} is no Python file: give one with a function cell(hidden_size)"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Not the file's own name: copy.py would take the place of Python's.
+    spec = importlib.util.spec_from_file_location(f"own_cell_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their types up
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         source = path.read_text(encoding="utf-8")
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} does not run: {_said(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} does not run: {said(error)}") from error
     if not callable(getattr(module, "cell", None)):
         raise UserError(
             f"{path} has no function cell: write cell(hidden_size), which returns a "
@@ -57,8 +62,8 @@ def load(path: str | Path) -> OwnCell:
     def make(hidden_size: int) -> Cell:
         try:
             made = module.cell(hidden_size)
-        except Exception as error:
-            raise UserError(f"{path}: cell({hidden_size}): {_said(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{path}: cell({hidden_size}): {said(error)}") from error
         if not isinstance(made, Cell):
             raise UserError(
                 f"{path}: cell({hidden_size}) returns a {type(made).__name__}: it has "
@@ -87,7 +92,7 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
     for tried in (features, hidden_size):
         try:
             y = jax.eval_shape(lambda key, n=tried: first(key, n), jax.random.key(0))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             wrong = wrong or error
             continue
         if getattr(y, "ndim", None) != 2:
@@ -96,8 +101,9 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
             )
         return tried
     assert wrong is not None
-    raise UserError(f"{own.name}: a step fails: {_said(wrong)}") from wrong
+    raise UserError(f"{own.name}: a step fails: {said(wrong)}") from wrong
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+def said(error: BaseException) -> str:
+    """What a user's code has raised, in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -43,11 +43,15 @@ def render(
     sections = [
         ("In short", _list(summary(found, references))),
         ("The cell", f"<pre>{_text(found['source'])}</pre>"),
-        ("Laws", _laws(found["laws"])),
-        ("Time and memory", _costs(found["cost"])),
-        ("Learning", _learning(found, references)),
-        ("Gradient flow", _flow(found["flow"])),
+        (examine.LAWS, found["laws"] and _laws(found["laws"])),
+        (examine.COST, found["cost"] and _costs(found["cost"])),
+        ("Learning", found["curves"] and _learning(found, references)),
+        (examine.FLOW, found["flow"] and _flow(found["flow"])),
     ]
+    for number, (title, content) in enumerate(sections):
+        own = found["problems"] if title == "Learning" else (title,)
+        lines = _failures(found, own)
+        sections[number] = title, (_list(lines) if lines else "") + (content or "")
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     made = (
@@ -66,31 +70,35 @@ def summary(
     found: dict[str, Any], references: dict[str, Any]
 ) -> list[tuple[bool, str]]:
     """The findings in a line each, and whether each is a good one."""
-    laws, own = found["laws"], found["cost"][found["name"]]
-    broken = [law["name"] for law in laws if not law["holds"]]
-    lines = [
-        (
-            not broken,
-            f"Laws: {len(laws) - len(broken)} of {len(laws)} hold"
-            + (f"; broken: {', '.join(broken)}." if broken else "."),
+    laws, lines = found["laws"], _failures(found, found["failed"])
+    if laws:
+        broken = [law["name"] for law in laws if not law["holds"]]
+        lines.append(
+            (
+                not broken,
+                f"Laws: {len(laws) - len(broken)} of {len(laws)} hold"
+                + (f"; broken: {', '.join(broken)}." if broken else "."),
+            )
         )
-    ]
-    slope = next(law for law in laws if law["name"] == "finite differences")
-    lines.append(
-        (
-            slope["holds"],
-            "Gradients: within "
-            f"{_number(slope['error'])} of finite differences in float64.",
+        slope = next(law for law in laws if law["name"] == "finite differences")
+        lines.append(
+            (
+                slope["holds"],
+                "Gradients: within "
+                f"{_number(slope['error'])} of finite differences in float64.",
+            )
         )
-    )
-    lines.append((own["path"].startswith(("fused", "the cell")), _path(own["path"])))
-    lines.append(
-        (
-            True,
-            f"A step of training takes {own['training_ratio']:.2f} of lstm's time; by "
-            f"autodiff it would take {own['autodiff_ratio']:.2f} of its own.",
+    if found["cost"]:
+        own = found["cost"][found["name"]]
+        lines.append((own["fast"], _path(own["path"])))
+        lines.append(
+            (
+                True,
+                f"A step of training takes {own['training_ratio']:.2f} of lstm's "
+                f"time; by autodiff it would take {own['autodiff_ratio']:.2f} of its "
+                "own.",
+            )
         )
-    )
     for problem, curve in found["curves"].items():
         baseline = found["problems"][problem]["baseline"]
         losses = final(curve)
@@ -106,6 +114,14 @@ def summary(
             )
         )
     return lines
+
+
+def _failures(found: dict[str, Any], names: Iterable[str]) -> list[tuple[bool, str]]:
+    """A line of each of some sections or problems at which the cell's code failed."""
+    known = found["failed"]
+    return [
+        (False, f"{name}: failed: {known[name]}") for name in names if name in known
+    ]
 
 
 def final(curve: dict[str, Any]) -> list[float]:
@@ -167,7 +183,9 @@ def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
     parts = [
         _note(
             f"{seeds} seeds, {examine.HIDDEN} units; the band is from the least "
-            "to the largest. The curves of lstm and gru "
+            "to the largest. Measured on sequences that are not trained on (of MNIST "
+            "on test images), but for the fable, which is to be learnt by heart. The "
+            "curves of lstm and gru "
             f"were made on {references['date']} on {references['machine']} by "
             f"{references['command']}; those of what --full adds, along with this page."
         )

@@ -11,13 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lstm_jax.cells import gru, lstm
 from lstm_jax.errors import UserError
 from lstm_jax.lab import examine
 from lstm_jax.lab.trials import Trial
 
 FILE = "references.json"
-CELLS = {"lstm": lstm, "gru": gru}
 
 
 def read() -> dict[str, Any]:
@@ -51,7 +49,7 @@ def make(problems: Sequence[Trial], say: Callable[[str], None]) -> dict[str, Any
     found["curves"] = {}
     for problem in problems:
         curves = {}
-        for name, cell in CELLS.items():
+        for name, cell in examine.PEERS.items():
             say(f"{name} on {problem.name}")
             curves[name] = examine.learnt(problem, cell(examine.HIDDEN), say)
         found["curves"][problem.name] = curves

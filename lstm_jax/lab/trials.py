@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.data.text import build_vocabulary, encode, read_text, split_words
@@ -46,6 +46,7 @@ class Trial(NamedTuple):
       batch_size: rows a step.
       num_steps: updates.
       learning_rate: of Adam.
+      held_out: draws what is measured; None: `draw` does.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Trial(NamedTuple):
     batch_size: int
     num_steps: int
     learning_rate: float
+    held_out: Callable[[PRNGKeyArray, int], Batch] | None = None
 
 
 class Curve(NamedTuple):
@@ -168,24 +170,31 @@ def fable(num_steps: int = 600) -> Trial:
     )
 
 
-def rows_of_digits(
-    images: UInt8[np.ndarray, "N 28 28"],
-    labels: Int[np.ndarray, " N"],
-    num_steps: int = 1000,
-) -> Trial:
-    """MNIST, a row of an image a step, as `configs/mnist_lstm.py`."""
-    pixels, classes = jnp.asarray(images), jnp.asarray(labels)
+def rows_of_digits(digits: dict[str, np.ndarray], num_steps: int = 1000) -> Trial:
+    """MNIST, a row of an image a step, as `configs/mnist_lstm.py`.
 
-    def draw(key: PRNGKeyArray, size: int) -> Batch:
-        chosen = jax.random.randint(key, (size,), 0, len(classes))
-        return pixels[chosen].astype(jnp.float32) / 255, classes[chosen]
+    Args:
+      digits: images and labels of both splits, as `read_mnist` gives them.
+      num_steps: updates.
+    """
+
+    def drawing(split: str) -> Callable[[PRNGKeyArray, int], Batch]:
+        pixels = jnp.asarray(digits[f"{split}_images"])
+        classes = jnp.asarray(digits[f"{split}_labels"])
+
+        def draw(key: PRNGKeyArray, size: int) -> Batch:
+            chosen = jax.random.randint(key, (size,), 0, len(classes))
+            return pixels[chosen].astype(jnp.float32) / 255, classes[chosen]
+
+        return draw
 
     return Trial(
         name="rows of digits",
         what="The digit, of an image of MNIST that is read row by row.",
         unit="cross-entropy of a digit, nats",
         baseline=math.log(10),
-        draw=draw,
+        draw=drawing("train"),
+        held_out=drawing("test"),
         model=lambda cell: SequenceClassifier((cell,), 10),
         losses=optax.softmax_cross_entropy_with_integer_labels,
         batch_size=64,
@@ -264,7 +273,7 @@ def learn(trial: Trial, cell: Cell, seeds: int = SEEDS) -> Iterator[tuple[int, A
 
         return jax.lax.scan(step, state, first + jnp.arange(every))[0]
 
-    measured = trial.draw(jax.random.key(2**31), _MEASURED)
+    measured = (trial.held_out or trial.draw)(jax.random.key(2**31), _MEASURED)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     state = jax.jit(jax.vmap(begin))(keys)
     run = jax.jit(jax.vmap(train, in_axes=(0, 0, None)), donate_argnums=0)
