@@ -303,7 +303,7 @@ def test_a_file_runs_as_a_script_does(tmp_path: Path, monkeypatch: Any) -> None:
     path.write_text(
         "from __future__ import annotations\nimport dataclasses\n"
         "from a_helper_of_mine import make as cell\n"
-        "@dataclasses.dataclass\nclass Sizes:\n    of: dataclasses.InitVar[int]\n"
+        "@dataclasses.dataclass\nclass Sizes:\n    of: int\n"
     )
     own = own_cell.load(path)
     assert own.make(3).fused is not None
