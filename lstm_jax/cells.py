@@ -64,6 +64,8 @@ class Fused(NamedTuple):
       lstm_gates: `gates` itself, if it is the LSTM with tanh and sigmoid, which cuDNN
         has; so a cell made from this one with other gates is not taken for it.
       unread: names of extras that `recurrent` reads and the gates do not.
+      joint: the arrays of the carry mean something together alone, as those of an
+        sLSTM, which are over exp(m): none may be mixed or clipped by itself.
     """
 
     gates: Callable[..., tuple[Any, PyTree]]
@@ -71,6 +73,7 @@ class Fused(NamedTuple):
     dtype: DTypeLike | None
     lstm_gates: Callable[..., tuple[Any, PyTree]] | None = None
     unread: tuple[str, ...] = ()
+    joint: bool = False
 
 
 class Cell(NamedTuple):

@@ -99,11 +99,12 @@ def clip(cell: Cell, limit: float) -> Cell:
       limit: greater than 0.
 
     Raises:
-      ValueError: another limit, or a cell without gates.
+      ValueError: another limit, a cell without gates, or one like `slstm`, whose c
+        and n are over exp(m).
     """
     if not limit > 0:
         raise ValueError(f"limit must be greater than 0, got {limit}")
-    inner = gates_of(cell, "clip")
+    inner = gates_of(cell, "clip", of_carry=True)
 
     def gates(
         extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
@@ -123,9 +124,10 @@ def learned_initial_carry(cell: Cell) -> Cell:
       cell: a cell made by `lstm_jax.gated`.
 
     Raises:
-      ValueError: a cell without gates.
+      ValueError: a cell without gates, or one like `slstm`, which begins with an m so
+        low that nothing else of its carry counts.
     """
-    inner = gates_of(cell, "learned_initial_carry")
+    inner = gates_of(cell, "learned_initial_carry", of_carry=True)
 
     def init(key: PRNGKeyArray, input_size: int) -> Params:
         params = cell.init(key, input_size)

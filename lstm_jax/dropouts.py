@@ -15,16 +15,27 @@ from jaxtyping import Array, PRNGKeyArray
 from lstm_jax.cells import Cell, Fused, Noise, Params, recurrent_product, with_fused
 
 
-def gates_of(cell: Cell, combinator: str) -> Fused:
+def gates_of(cell: Cell, combinator: str, *, of_carry: bool = False) -> Fused:
     """The gates that a combinator wraps.
 
+    Args:
+      cell: the cell.
+      combinator: its name.
+      of_carry: it takes each array of the carry by itself.
+
     Raises:
-      ValueError: the cell has none, or changes their output afterwards.
+      ValueError: the cell has none, or changes their output afterwards; or its carry
+        cannot be taken so.
     """
     if cell.fused is None or cell.unroll is not None:
         raise ValueError(
             f"{combinator} takes a cell made by gated or by a combinator of one: "
             "residual, project and stack stand outside of it"
+        )
+    if of_carry and cell.fused.joint:
+        raise ValueError(
+            f"{combinator} takes each array of the carry by itself, and those of this "
+            "cell mean something together alone, as an slstm's over exp(m)"
         )
     return cell.fused
 
@@ -116,14 +127,15 @@ def zoneout(cell: Cell, rate: float) -> Cell:
         multiple of 2^-16.
 
     Raises:
-      ValueError: a rate outside [0, 1), or a cell without gates.
+      ValueError: a rate outside [0, 1), a cell without gates, or one like `slstm`,
+        whose c and n are over exp(m).
 
     References:
       Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden
       activations, arXiv:1606.01305 (2017).
     """
     check_rate(rate)
-    inner = gates_of(cell, "zoneout")
+    inner = gates_of(cell, "zoneout", of_carry=True)
     if rate == 0:
         return cell
 

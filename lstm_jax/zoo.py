@@ -3,7 +3,7 @@
 Shapes are those of `lstm_jax.cells`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lstm_jax.cells import (
     Activation,
     Cell,
+    Fused,
     HiddenCarry,
     Noise,
     Params,
@@ -135,6 +136,7 @@ def slstm(hidden_size: int, **options: Any) -> Cell:
         lowest = jnp.full_like(zeros, -1e30)
         return SLSTMCarry(zeros, zeros, zeros, lowest)
 
-    return gated(
+    cell = gated(
         hidden_size, 4, gates, SLSTMCarry, initial_carry=initial_carry, **options
     )
+    return cell._replace(fused=cast(Fused, cell.fused)._replace(joint=True))

@@ -369,6 +369,9 @@ def test_slstm_is_its_equations_without_a_stabiliser() -> None:
         (lambda: project(lj.indrnn(H), 2), "the usual recurrent product"),
         (lambda: block_diagonal(lj.indrnn(H), 2), "the usual recurrent product"),
         (stack, "at least one cell"),
+        (lambda: zoneout(lj.slstm(H), 0.1), "zoneout takes each array of the carry"),
+        (lambda: clip(block_diagonal(lj.slstm(H), 2), 3.0), "clip takes each array"),
+        (lambda: learned_initial_carry(lj.slstm(H)), "learned_initial_carry takes"),
     ],
 )
 def test_what_does_not_combine(make: Any, reason: str) -> None:

@@ -207,9 +207,10 @@ def test_hidden_size(hidden_size: int) -> None:
         ("layer_norm(project(lstm, 2))", None),
         ("layer_norm(nothing)", None),
         ("indrnn(recurrent_init=None)", None),
+        ("layer_norm(zoneout(slstm, 0.1))", None),
         ("layer_norm(" * 500 + "lstm" + ")" * 500, None),
     ],
-    ids=range(21),
+    ids=range(22),
 )
 def test_combinators(text: str, cell: lj.Cell | None) -> None:
     """None: there is no such cell."""
