@@ -134,6 +134,11 @@ def _linear(
         **unused: Any,
     ) -> tuple[Any, ...]:
         del unused  # no noise
+        if implementation not in ("auto", "autodiff", "fused"):
+            raise ValueError(
+                f"implementation={implementation!r} cannot run this: a cell whose "
+                "gates see no state has no recurrent product"
+            )
         each = xs.shape[0] // sharding.shards(xs.shape[0])
         parallel = parallel_over_time(jax.default_backend(), each, xs.shape[1])
         if implementation == "fused" or (implementation == "auto" and not parallel):

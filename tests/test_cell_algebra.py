@@ -227,6 +227,16 @@ def test_which_cells_are_parallel() -> None:
     assert [parallel_over_time("gpu", batch, 5) for batch in (1, 512)] == [True, True]
 
 
+@pytest.mark.parametrize("implementation", ["cudnn", "pallas"])
+@pytest.mark.parametrize("wrap", [lambda cell: cell, residual, stack])
+def test_no_kernel_has_the_cells_in_parallel(implementation: Any, wrap: Any) -> None:
+    cell = wrap(lj.min_gru(INPUT))
+    with pytest.raises(ValueError, match=f"implementation='{implementation}' cannot"):
+        lj.unroll(
+            cell, random_params(cell), random_xs(1, 2), implementation=implementation
+        )
+
+
 def ys_of(cell: lj.Cell, params: Any, key: Any = None) -> Any:
     return lj.unroll(cell, params, random_xs(BATCH, TIME), key=key)
 
