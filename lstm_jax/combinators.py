@@ -19,6 +19,7 @@ from lstm_jax.cells import (
     CellSizeError,
     Noise,
     Params,
+    product,
     recurrent_product,
     with_fused,
 )
@@ -241,7 +242,7 @@ def project(cell: Cell, size: int) -> Cell:
         return _with_extra(params, "projection", projection)
 
     def projected(params: Params, h: Array) -> Array:
-        return jnp.matmul(h, params["projection"])
+        return product(h, params["projection"], inner.dtype)
 
     def recurrent(params: Params, h: Array, noise: Noise | None) -> Array:
         return recurrent_product(inner, params, projected(params, h), noise)

@@ -1,16 +1,19 @@
 """Types: of products, carry, outputs, inputs and gradients."""
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_cells import HIDDEN, random_params, random_xs
+from example_cells import HIDDEN, random_carry, random_params, random_xs
 from reference import assert_close, assert_same_bits, outputs_and_gradients
 from schedules import ROWS_LAST
 
 import lstm_jax as lj
+from lstm_jax import combinators
 from lstm_jax.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
@@ -60,6 +63,63 @@ def test_bfloat16_products_lie_near_float64(
         assert difference < 2e-2
         differences.append(difference)
     assert max(differences) > 1e-4  # the products are in bfloat16
+
+
+# Of the operands' type: each cell's own products, and those of a combinator.
+OTHERS = {
+    "simple_rnn": lj.simple_rnn,
+    "peephole": functools.partial(lj.lstm, peephole=True),
+    "mgu": lj.mgu,
+    "indrnn": lj.indrnn,
+    "slstm": lj.slstm,
+    "min_gru": lj.min_gru,
+    "min_lstm": lj.min_lstm,
+    "layer_norm": lambda *a, **k: combinators.layer_norm(lj.lstm(*a, **k)),
+    "drop_connect": lambda *a, **k: combinators.drop_connect(lj.gru(*a, **k), 0.1),
+    "block_diagonal": lambda *a, **k: combinators.block_diagonal(lj.mgu(*a, **k), 2),
+    "project": lambda *a, **k: combinators.project(lj.lstm(*a, **k), 2),
+    "stack": lambda *a, **k: combinators.stack(lj.gru(*a, **k), lj.mgu(*a, **k)),
+}
+
+
+def operands(jaxpr: Any) -> Iterator[set[Any]]:
+    """The types that go into each product; none into the means of `layer_norm`."""
+    for equation in jaxpr.eqns:
+        exact = equation.params.get("precision") is not None
+        if equation.primitive.name == "dot_general" and not exact:
+            yield {atom.aval.dtype for atom in equation.invars}
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)  # of a call
+            if hasattr(inner, "eqns"):
+                yield from operands(inner)
+
+
+OFTEN = ("indrnn", "min_lstm", "layer_norm", "block_diagonal", "project", "stack")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
+        for name in OTHERS
+    ],
+)
+def test_a_step_has_bfloat16_products_alone(name: str) -> None:
+    cell = OTHERS[name](HIDDEN, dtype=jnp.bfloat16)
+    params = cast(random_params(cell), jnp.float32)
+    carry = cast(random_carry(cell, params, BATCH), jnp.float32)
+    arguments = (params, carry, cast(random_xs(BATCH, 1)[:, 0], jnp.float32))
+    types = list(operands(jax.make_jaxpr(cell.step)(*arguments).jaxpr))
+    assert types
+    assert all(found == {jnp.dtype(jnp.bfloat16)} for found in types)
+    actual = jax.jit(cell.step)(*arguments)
+    expected = jax.jit(OTHERS[name](HIDDEN).step)(*cast(arguments, jnp.float64))
+    differences = []
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        a, b = np.asarray(a), np.asarray(b)
+        differences.append(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+    assert 1e-4 < max(differences) < 2e-2
 
 
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])
