@@ -24,6 +24,7 @@ from lstm_jax.cells import (
     with_fused,
 )
 from lstm_jax.dropouts import drop_connect, gates_of, recurrent_dropout, zoneout
+from lstm_jax.gate_tracing import run_gates
 from lstm_jax.unroll import unroll
 
 __all__ = [
@@ -110,9 +111,9 @@ def clip(cell: Cell, limit: float) -> Cell:
     def gates(
         extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
     ) -> tuple[Any, PyTree]:
-        new, y = inner.gates(extras, carry, zx, zh, noise)
+        new, y, is_h = run_gates(inner.gates, extras, carry, zx, zh, noise)
         clipped = jax.tree.map(lambda a: jnp.clip(a, -limit, limit), new)
-        return clipped, clipped.h if y is new.h else y
+        return clipped, clipped.h if is_h else y
 
     fused = inner._replace(gates=gates)
     return with_fused(cell, fused)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from lstm_jax.cells import Cell, Fused, Noise, Params, recurrent_product, with_fused
+from lstm_jax.gate_tracing import run_gates
 
 
 def gates_of(cell: Cell, combinator: str, *, of_carry: bool = False) -> Fused:
@@ -156,12 +157,12 @@ def zoneout(cell: Cell, rate: float) -> Cell:
     def gates(
         extras: Params, carry: Any, zx: Array, zh: Array, kept: Any, noise: Noise | None
     ) -> tuple[Any, Any]:
-        new, y = inner.gates(extras, carry, zx, zh, noise)
+        new, y, is_h = run_gates(inner.gates, extras, carry, zx, zh, noise)
         if kept is None:
             mixed = jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, carry, new)
         else:
             mixed = jax.tree.map(jnp.where, kept, carry, new)
-        return mixed, mixed.h if y is new.h else y
+        return mixed, mixed.h if is_h else y
 
     return _noisy(cell, inner, "step", draw, gates=gates)
 

@@ -1,13 +1,19 @@
 """What is learnt of a cell by tracing it."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.extend.core import Jaxpr
 from jaxtyping import Array, PyTree
 
 from lstm_jax.cells import Cell, Fused, Noise, Params, extras_of
+
+# Calls of a function with the same arguments and results as what they call.
+_CALLS = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
 
 def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> bool:
@@ -85,10 +91,49 @@ def outputs_state(cell: Cell, features: int) -> bool:
         traced, shapes = jax.make_jaxpr(step, static_argnums=2, return_shape=True)(
             jax.random.key(0), jnp.zeros((1, features)), noisy
         )
-        new, y = jax.tree.unflatten(jax.tree.structure(shapes), traced.jaxpr.outvars)
-        return getattr(new, "h", None) is y
+        return _outputs_h(traced.jaxpr, shapes)
 
     return all(is_state(noisy) for noisy in (False, True))
+
+
+def run_gates(gates: Callable[..., Any], *arguments: Any) -> tuple[Any, PyTree, bool]:
+    """Runs gates, and tells whether their output is the h that they carry on.
+
+    Args:
+      gates: as `Fused.gates`.
+      *arguments: of them.
+
+    Returns:
+      (carry, y, whether y is the carry's h).
+    """
+    new, y = gates(*arguments)
+    if y is new.h:
+        return new, y, True
+    # A call (`jax.jit` of the gates) hands the same value out twice.
+    traced, shapes = jax.make_jaxpr(gates, return_shape=True)(*arguments)
+    return new, y, _outputs_h(traced.jaxpr, shapes)
+
+
+def _outputs_h(jaxpr: Jaxpr, shapes: PyTree) -> bool:
+    """Of a traced function that gives (carry, y)."""
+    new, y = jax.tree.unflatten(jax.tree.structure(shapes), jaxpr.outvars)
+    h, y = _source(jaxpr, getattr(new, "h", None)), _source(jaxpr, y)
+    return len(h) == len(y) and all(map(operator.is_, h, y))
+
+
+def _source(jaxpr: Jaxpr, value: Any) -> tuple[Any, ...]:
+    """Where a value is computed: the calls that it is in, and its variable there."""
+    for equation in jaxpr.eqns:
+        places = [out is value for out in equation.outvars]
+        if any(places) and equation.primitive.name in _CALLS:
+            called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            called = getattr(called, "jaxpr", called)  # a class that jax 0.11 lacks
+            found = _source(called, called.outvars[places.index(True)])
+            given = [variable is found[-1] for variable in called.invars]
+            if any(given):  # an argument, handed back
+                return _source(jaxpr, equation.invars[given.index(True)])
+            return (equation, *found)
+    return (value,)
 
 
 def _refuse_closure(name: str, traced: Any) -> None:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_cells import CELLS
+from example_cells import CELLS, random_params
 from random_modules import HIDDEN, LENGTHS, assert_close, draw_inputs, draw_params, head
 
 import lstm_jax as lj
+from lstm_jax.combinators import clip, zoneout
 from lstm_jax.gate_tracing import outputs_state
 from lstm_jax.models import SequenceClassifier
 
@@ -32,6 +33,25 @@ def paired(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
     return lj.HiddenCarry(h), (h, h)
 
 
+@jax.jit
+def twice(h: Any) -> Any:
+    return 2 * h
+
+
+def called_twice(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    """One traced function, called for the output and for the state."""
+    h = jnp.tanh(zx + zh)
+    return lj.HiddenCarry(twice(h)), twice(twice(h))
+
+
+def before(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    return lj.HiddenCarry(jnp.tanh(zx + zh)), carry.h
+
+
+def kept(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    return carry, carry.h
+
+
 def dropped(extras: Any, carry: Any, zx: Any, zh: Any, noise: Any) -> Any:
     """The output is the state only where there is no noise."""
     h = jnp.tanh(zx + zh)
@@ -46,16 +66,29 @@ def begun(params: Any, batch: int) -> lj.HiddenCarry:
     return lj.HiddenCarry(jnp.ones((batch, HIDDEN)))
 
 
+differentiated = jax.custom_vjp(state)
+differentiated.defvjp(state, state)  # neither is called
+
 STATE = {
     "lstm": lj.lstm(HIDDEN),
     "gru": lj.gru(HIDDEN),
     "gru_before": lj.gru(HIDDEN, reset_after=False),  # has no gates
     "begun": lj.gated(HIDDEN, 1, state, initial_carry=begun),
     "zoneout": CELLS["zoneout"],
+    "kept": lj.gated(HIDDEN, 1, jax.jit(kept)),
+    **{
+        call.__name__: lj.gated(HIDDEN, 1, call(state))
+        for call in (jax.jit, jax.checkpoint)
+    },
+    "custom_vjp": lj.gated(HIDDEN, 1, differentiated),
+    "calls": lj.gated(HIDDEN, 1, jax.jit(jax.checkpoint(jax.jit(state)))),
 }
 OTHER = {
     "doubled": lj.gated(HIDDEN, 1, doubled),
     "paired": lj.gated(HIDDEN, 1, paired),
+    "jit_of_doubled": lj.gated(HIDDEN, 1, jax.jit(doubled)),
+    "called_twice": lj.gated(HIDDEN, 1, jax.jit(called_twice)),
+    "before": lj.gated(HIDDEN, 1, jax.jit(before)),
     "dropped": lj.gated(HIDDEN, 1, dropped, noise=keep),
 }
 
@@ -63,6 +96,24 @@ OTHER = {
 @pytest.mark.parametrize("name", STATE | OTHER)
 def test_outputs_state(name: str) -> None:
     assert outputs_state((STATE | OTHER)[name], 3) == (name in STATE)
+
+
+@pytest.mark.parametrize("wrap", [lambda c: clip(c, 0.3), lambda c: zoneout(c, 0.4)])
+@pytest.mark.parametrize(
+    "call", [jax.jit, pytest.param(jax.checkpoint, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("gates", [state, doubled])
+def test_a_decorator_of_gates_changes_no_number(
+    gates: Any, call: Any, wrap: Any
+) -> None:
+    cells = [wrap(lj.gated(HIDDEN, 1, gates)) for gates in (gates, call(gates))]
+    params = random_params(cells[0])
+    carry = lj.HiddenCarry(jnp.ones((3, HIDDEN)))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
+    plain, called = (cell.step(params, carry, x) for cell in cells)
+    for a, b in zip(jax.tree.leaves(called), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert bool(jnp.all(called[0].h == called[1])) == (gates is state)
 
 
 @pytest.mark.parametrize("name", ["gru", "begun", "doubled", "dropped"])
