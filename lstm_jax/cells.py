@@ -64,6 +64,8 @@ class Fused(NamedTuple):
       lstm_gates: `gates` itself, if it is the LSTM with tanh and sigmoid, which cuDNN
         has; so a cell made from this one with other gates is not taken for it.
       unread: names of extras that `recurrent` reads and the gates do not.
+      any_width: `recurrent` is the usual product but for noise: its h may be as wide as
+        `recurrent_kernel` has rows, whatever that is.
       joint: the arrays of the carry mean something together alone, as those of an
         sLSTM, which are over exp(m): none may be mixed or clipped by itself.
     """
@@ -73,6 +75,7 @@ class Fused(NamedTuple):
     dtype: DTypeLike | None
     lstm_gates: Callable[..., tuple[Any, PyTree]] | None = None
     unread: tuple[str, ...] = ()
+    any_width: bool = False
     joint: bool = False
 
 

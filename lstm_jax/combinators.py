@@ -23,7 +23,13 @@ from lstm_jax.cells import (
     recurrent_product,
     with_fused,
 )
-from lstm_jax.dropouts import drop_connect, gates_of, recurrent_dropout, zoneout
+from lstm_jax.dropouts import (
+    drop_connect,
+    gates_of,
+    recurrent_dropout,
+    usual_product,
+    zoneout,
+)
 from lstm_jax.gate_tracing import run_gates
 from lstm_jax.unroll import unroll
 
@@ -212,7 +218,8 @@ def project(cell: Cell, size: int) -> Cell:
     """Outputs, and what feeds the recurrent product, projected to fewer numbers.
 
     y = h P and zh = (h P) U with P [H, size] and U [size, G * H]; the carry holds h
-    before the projection.
+    before the projection. Noise of the recurrent product is of h P and U:
+    `project(recurrent_dropout(lstm(H), 0.1), size)`.
 
     Args:
       cell: a cell made by `lstm_jax.gated` that outputs h.
@@ -228,7 +235,7 @@ def project(cell: Cell, size: int) -> Cell:
       h P, which is the same network.
     """
     inner = gates_of(cell, "project")
-    if inner.recurrent is not None:
+    if not usual_product(inner):
         raise ValueError("project takes a cell with the usual recurrent product")
 
     def init(key: PRNGKeyArray, input_size: int) -> Params:
@@ -255,7 +262,9 @@ def project(cell: Cell, size: int) -> Cell:
         return inner.gates(extras, carry, zx, zh, noise)
 
     unread = (*inner.unread, "projection")
-    fused = inner._replace(gates=gates, recurrent=recurrent, unread=unread)
+    fused = inner._replace(
+        gates=gates, recurrent=recurrent, unread=unread, any_width=False
+    )
     narrow = with_fused(cell, fused, init=init)
     return _after(narrow, lambda params, xs, ys: projected(params, ys))
 

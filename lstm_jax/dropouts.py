@@ -41,6 +41,11 @@ def gates_of(cell: Cell, combinator: str, *, of_carry: bool = False) -> Fused:
     return cell.fused
 
 
+def usual_product(fused: Fused) -> bool:
+    """Whether the recurrent product is h @ recurrent_kernel, but for noise."""
+    return fused.recurrent is None or fused.any_width
+
+
 def check_rate(rate: float) -> None:
     """Raises a ValueError outside [0, 1)."""
     if not 0 <= rate < 1:
@@ -74,7 +79,10 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     inner = gates_of(cell, "recurrent_dropout")
 
     def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Array:
-        return _mask(key, rate, cell.initial_carry(params, batch_size).h)
+        h = cell.initial_carry(params, batch_size).h
+        if usual_product(inner):  # in `project` it is of another width
+            h = h[:, : len(params["recurrent_kernel"])]
+        return _mask(key, rate, h)
 
     def recurrent(
         params: Params, h: Array, mask: Array | None, noise: Noise | None
@@ -226,5 +234,6 @@ def _noisy(
 
     fused = inner._replace(gates=new_gates)
     if recurrent is not None or inner.recurrent is not None:
-        fused = fused._replace(recurrent=new_recurrent)
+        any_width = usual_product(inner)
+        fused = fused._replace(recurrent=new_recurrent, any_width=any_width)
     return with_fused(cell, fused, noise=new_noise)

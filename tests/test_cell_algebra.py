@@ -62,6 +62,10 @@ CELLS: dict[str, tuple[lj.Cell, int]] = {
     "drop_connect": (drop_connect(lj.lstm(H), 0.3), LSTM),
     "clip": (clip(lj.lstm(H), 0.2), LSTM),
     "project": (project(lj.lstm(H), 2), LSTM - 2 * G + 2 * H),
+    "project_noise": (
+        project(zoneout(recurrent_dropout(drop_connect(lj.lstm(H), 0.3), 0.4), 0.2), 2),
+        LSTM - 2 * G + 2 * H,
+    ),
     "block_diagonal": (block_diagonal(lj.slstm(H), 2), LSTM - H * G // 2),
     "learned_initial_carry": (learned_initial_carry(lj.lstm(H)), LSTM + 2 * H),
     "residual": (residual(lj.lstm(INPUT)), 4 * INPUT * (2 * INPUT + 1)),
@@ -85,8 +89,9 @@ CELLS: dict[str, tuple[lj.Cell, int]] = {
 }
 FUSED = [
     *("peephole", "coupled", "mgu", "indrnn", "slstm", "layer_norm_gru", "clip"),
-    *("zoneout", "drop_connect", "project", "block_diagonal", "all_noise", "deep"),
+    *("zoneout", "drop_connect", "project", "block_diagonal", "project_noise", "deep"),
     "learned_initial_carry",
+    pytest.param("all_noise", marks=pytest.mark.slow),  # as project_noise
 ]
 
 
@@ -103,7 +108,13 @@ def options_of(name: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "all_noise" else name
+        for name in CELLS
+    ],
+)
 def test_is_a_loop_of_its_step(name: str) -> None:
     """With a mask, resets, a carry, with noise and without; parallel ones as well."""
     cell, count = CELLS[name]
@@ -316,6 +327,23 @@ def test_projected_is_an_lstm_of_projected_states() -> None:
     assert_close(ys_of(cell, jax.tree.map(jnp.asarray, p))[1], np.stack(outputs, 1))
 
 
+def test_a_projections_noise_is_of_what_is_projected() -> None:
+    cell = project(recurrent_dropout(lj.simple_rnn(H), 0.5), 2)
+    params, xs = random_params(cell), random_xs(BATCH, TIME)
+    assert cell.noise is not None
+    mask = cell.noise(noise_key(0), params, BATCH, TIME).sequence[0]
+    assert mask.shape == (BATCH, 2)
+    assert set(np.unique(mask)) == {0, 2}
+    p, outputs = {k: np.asarray(v) for k, v in params.items()}, []
+    y = np.zeros((BATCH, 2))
+    for t in range(TIME):
+        z = np.asarray(xs)[:, t] @ p["kernel"] + p["bias"]
+        h = np.tanh(z + (y * mask) @ p["recurrent_kernel"])
+        y = h @ p["projection"]
+        outputs.append(y)
+    assert_close(ys_of(cell, params, noise_key(0))[1], np.stack(outputs, 1))
+
+
 def test_heads_see_themselves_alone() -> None:
     cell = block_diagonal(lj.lstm(H), 2)
     params = random_params(cell)
@@ -378,6 +406,10 @@ def test_slstm_is_its_equations_without_a_stabiliser() -> None:
         (lambda: layer_norm(lj.gru(H, reset_after=False)), "layer_norm takes a cell"),
         (lambda: project(lj.indrnn(H), 2), "the usual recurrent product"),
         (lambda: block_diagonal(lj.indrnn(H), 2), "the usual recurrent product"),
+        (
+            lambda: project(drop_connect(block_diagonal(lj.lstm(H), 2), 0.1), 2),
+            "the usual recurrent product",
+        ),
         (stack, "at least one cell"),
         (lambda: zoneout(lj.slstm(H), 0.1), "zoneout takes each array of the carry"),
         (lambda: clip(block_diagonal(lj.slstm(H), 2), 3.0), "clip takes each array"),

@@ -147,7 +147,10 @@ def test_without_a_key_or_a_rate_nothing_is_dropped() -> None:
 
 def test_masks_are_of_the_row_and_the_key() -> None:
     cell = recurrent_dropout(lj.lstm(200), 0.3)
-    params = {"kernel": jnp.zeros((1, 800))}
+    params = {
+        "kernel": jnp.zeros((1, 800)),
+        "recurrent_kernel": jnp.zeros((200, 800)),
+    }
     masks = [drawn_noise(cell, params, noise_key(i)).sequence[0] for i in (0, 1)]
     for mask in masks:
         kept = mask > 0
