@@ -35,6 +35,14 @@ from reference import (
 from schedules import LAYOUTS, ROWS_LAST
 
 import lstm_jax as lj
+from lstm_jax.combinators import (
+    drop_connect,
+    layer_norm,
+    project,
+    residual,
+    stack,
+    zoneout,
+)
 from lstm_jax.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -63,6 +71,17 @@ MAKERS: dict[str, Callable[..., lj.Cell]] = {
     "gru": lj.gru,
     "gru_before": functools.partial(lj.gru, reset_after=False),
     "simple_rnn": lj.simple_rnn,
+    "peephole": functools.partial(lj.lstm, peephole=True, coupled=True),
+    "mgu": lj.mgu,
+    # No kink, which differences might straddle.
+    "indrnn": functools.partial(lj.indrnn, activation=jnp.tanh),
+    "slstm": lj.slstm,
+    "min_gru": lj.min_gru,
+    "min_lstm": lj.min_lstm,
+    "normalized": lambda *a, **k: layer_norm(zoneout(lj.lstm(*a, **k), 0.2)),
+    "stacked": lambda *a, **k: stack(
+        project(drop_connect(lj.mgu(*a, **k), 0.3), 1), residual(lj.gru(1, **k))
+    ),
 }
 
 
@@ -71,7 +90,8 @@ def make_cell(name: str, hidden: int, dtype: Any = None) -> lj.Cell:
     return MAKERS[name](hidden, dtype=dtype) if name in MAKERS else CELLS[name]
 
 
-GATED = tuple(name for name, cell in CELLS.items() if cell.fused is not None)
+NAMES = tuple(CELLS | MAKERS)
+GATED = tuple(name for name in NAMES if make_cell(name, 2).fused is not None)
 
 
 class Case(NamedTuple):
@@ -115,7 +135,7 @@ def cases(
     draw: st.DrawFn,
     dtypes: tuple[str, ...] = ("float32", "float64", "bfloat16"),
     maskings: tuple[str, ...] = ("none", "lengths", "mask"),
-    names: tuple[str, ...] = tuple(CELLS),
+    names: tuple[str, ...] = NAMES,
 ) -> Case:
     dtype = draw(st.sampled_from(dtypes))
     if dtype == "bfloat16":
@@ -160,6 +180,8 @@ def arguments(case: Case) -> tuple[Any, dict[str, Any]]:
     carry = None
     if case.with_carry:
         carry = cast(random_carry(case.cell, params, len(case.xs)))
+        if case.name == "slstm":  # a normaliser is positive
+            carry = carry._replace(n=1 + carry.n**2)
     options = {"lengths": case.lengths, "mask": case.mask, "resets": case.resets}
     options = {k: jnp.asarray(v) for k, v in options.items() if v is not None}
     if case.with_noise:
