@@ -126,12 +126,13 @@ def _source(jaxpr: Jaxpr, value: Any) -> tuple[Any, ...]:
     for equation in jaxpr.eqns:
         places = [out is value for out in equation.outvars]
         if any(places) and equation.primitive.name in _CALLS:
-            called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            params: Params = equation.params
+            called = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
             called = getattr(called, "jaxpr", called)  # a class that jax 0.11 lacks
             found = _source(called, called.outvars[places.index(True)])
-            given = [variable is found[-1] for variable in called.invars]
-            if any(given):  # an argument, handed back
-                return _source(jaxpr, equation.invars[given.index(True)])
+            places = [variable is found[-1] for variable in called.invars]
+            if any(places):  # an argument, handed back
+                return _source(jaxpr, equation.invars[places.index(True)])
             return (equation, *found)
     return (value,)
 
