@@ -19,8 +19,8 @@ Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
 
 
-class CellSizeError(ValueError):
-    """A cell that cannot be made for these sizes."""
+class CellError(ValueError):
+    """A cell whose parameters cannot be made: a size or a name does not fit."""
 
 
 class LSTMCarry(NamedTuple):

@@ -1,14 +1,13 @@
 """Functions from cell to cell; each result keeps the fused path.
 
-Those here draw nothing; `lstm_jax.dropouts` has those that do, under names of this
-module as well. They nest: `layer_norm(zoneout(lstm(8), 0.1))`. `residual`, `project`
-and `stack` change what a cell puts out after its loop and so stand outside of the
-others, which change a step.
+Those here draw nothing and change a step; `lstm_jax.dropouts` has those that draw, and
+`lstm_jax.stacking` those around a whole cell, both under names of this module as well.
+They nest: `layer_norm(zoneout(lstm(8), 0.1))`. `residual`, `project` and `stack` change
+what a cell puts out after its loop and so stand outside of the others.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import (
     Cell,
-    CellSizeError,
+    CellError,
     Noise,
     Params,
     product,
@@ -31,7 +30,7 @@ from lstm_jax.dropouts import (
     zoneout,
 )
 from lstm_jax.gate_tracing import run_gates
-from lstm_jax.unroll import unroll
+from lstm_jax.stacking import after, residual, stack
 
 __all__ = [
     "block_diagonal",
@@ -186,7 +185,7 @@ def block_diagonal(cell: Cell, heads: int) -> Cell:
         kernel = params["recurrent_kernel"]
         hidden, gates = kernel.shape[0], kernel.shape[1] // kernel.shape[0]
         if heads < 1 or hidden % heads:
-            raise CellSizeError(f"heads={heads} must divide the {hidden} hidden units")
+            raise CellError(f"heads={heads} must divide the {hidden} hidden units")
         size = hidden // heads
         # Of each gate's block the diagonal one.
         blocks = kernel.reshape(heads, size, gates, heads, size)
@@ -244,7 +243,7 @@ def project(cell: Cell, size: int) -> Cell:
         kernel = params["recurrent_kernel"]
         hidden = kernel.shape[0]
         if not 1 <= size <= hidden:
-            raise CellSizeError(f"size={size} must be at least 1 and at most {hidden}")
+            raise CellError(f"size={size} must be at least 1 and at most {hidden}")
         projection = jax.nn.initializers.orthogonal()(own_key, (hidden, size))
         params = params | {"recurrent_kernel": kernel[:size]}
         return _with_extra(params, "projection", projection)
@@ -266,147 +265,12 @@ def project(cell: Cell, size: int) -> Cell:
         gates=gates, recurrent=recurrent, unread=unread, any_width=False
     )
     narrow = with_fused(cell, fused, init=init)
-    return _after(narrow, lambda params, xs, ys: projected(params, ys))
-
-
-def residual(cell: Cell) -> Cell:
-    """Adds a step's input to its output, y + x: both of one size.
-
-    Args:
-      cell: any cell whose output is as wide as its input.
-
-    Raises:
-      CellSizeError: when it runs: it is not.
-
-    References:
-      He et al., Deep residual learning for image recognition, arXiv:1512.03385 (2015);
-      between the layers of an LSTM: Wu et al., arXiv:1609.08144 (2016).
-    """
-
-    def add(params: Params, xs: Array, ys: Array) -> Array:
-        if xs.shape != ys.shape:
-            raise CellSizeError(
-                f"residual adds {xs.shape[-1]} inputs to {ys.shape[-1]} outputs: they "
-                "must be as many"
-            )
-        return ys + xs.astype(ys.dtype)
-
-    return _after(cell, add)
-
-
-class StackCarry(NamedTuple):
-    """State of a stack: the carry of each layer."""
-
-    layers: tuple[Any, ...]
-
-
-def stack(*cells: Cell) -> Cell:
-    """Cells one after the other, as one cell: the outputs of one feed the next.
-
-    Its parameters are those of the cells, under the names "layer_0" and on.
-
-    Args:
-      *cells: one or more; the output of each but the last is one array [B, Y].
-
-    Raises:
-      ValueError: no cell.
-    """
-    if not cells:
-        raise ValueError("a stack has at least one cell")
-    names = [f"layer_{i}" for i in range(len(cells))]
-
-    def init(key: PRNGKeyArray, input_size: int) -> Params:
-        params, size = {}, input_size
-        keys = jax.random.split(key, len(cells))
-        for name, cell, own_key in zip(names, cells, keys, strict=True):
-            params[name] = cell.init(own_key, size)
-            size = _output_size(cell, params[name], size)
-        return params
-
-    def initial_carry(params: Params, batch_size: int) -> StackCarry:
-        return StackCarry(
-            tuple(
-                cell.initial_carry(params[name], batch_size)
-                for name, cell in zip(names, cells, strict=True)
-            )
-        )
-
-    def noise(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Noise:
-        keys = jax.random.split(key, len(cells))
-        drawn = [
-            Noise()
-            if cell.noise is None
-            else cell.noise(own_key, params[name], batch_size, time)
-            for name, cell, own_key in zip(names, cells, keys, strict=True)
-        ]
-        return Noise(*(tuple(kind) for kind in zip(*drawn, strict=True)))
-
-    def step(
-        params: Params, carry: StackCarry, x: Array, noise: Noise | None = None
-    ) -> tuple[StackCarry, PyTree]:
-        new = []
-        for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
-            drawn = ()
-            if noise is not None and cell.noise is not None:
-                drawn = (Noise(*(kind[i] for kind in noise)),)
-            state, x = cell.step(params[name], carry.layers[i], x, *drawn)
-            new.append(state)
-        return StackCarry(tuple(new)), x
-
-    def run(
-        params: Params, xs: Array, carry: StackCarry, *, key: Any, **options: Any
-    ) -> tuple[Any, ...]:
-        keys = [None] * len(cells)
-        if key is not None:
-            keys = list(jax.random.split(key, len(cells)))
-        last, every = [], []
-        for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
-            state, xs, *carries = unroll(
-                cell, params[name], xs, carry.layers[i], key=keys[i], **options
-            )
-            last.append(state)
-            every += carries
-        rest = (StackCarry(tuple(every)),) if options["return_carries"] else ()
-        return StackCarry(tuple(last)), xs, *rest
-
-    some = any(cell.noise is not None for cell in cells)
-    return Cell(init, initial_carry, step, noise if some else None, None, run)
-
-
-def _output_size(cell: Cell, params: Params, input_size: int) -> int:
-    def first(params: Params) -> PyTree:
-        x = jnp.zeros((1, input_size), jax.tree.leaves(params)[0].dtype)
-        return cell.step(params, cell.initial_carry(params, 1), x)[1]
-
-    y = jax.eval_shape(first, params)
-    if not hasattr(y, "shape") or len(y.shape) != 2:
-        raise ValueError(f"a cell of a stack must output an array [B, Y], got {y}")
-    return y.shape[1]
-
-
-def _after(cell: Cell, change: Callable[[Params, Array, Array], Array]) -> Cell:
-    """A cell whose outputs are changed, all steps at once: `change(params, xs, ys)`.
-
-    Where xs and ys are zero, as at masked steps, the change is too.
-    """
-
-    def step(
-        params: Params, carry: Any, x: Array, noise: Noise | None = None
-    ) -> tuple[Any, PyTree]:
-        drawn = () if noise is None else (noise,)
-        carry, y = cell.step(params, carry, x, *drawn)
-        return carry, change(params, x, y)
-
-    def run(params: Params, xs: Array, carry: Any, **options: Any) -> tuple[Any, ...]:
-        carry, ys, *carries = unroll(cell, params, xs, carry, **options)
-        return carry, change(params, xs, ys), *carries
-
-    return Cell(cell.init, cell.initial_carry, step, cell.noise, None, run)
+    return after(narrow, lambda params, xs, ys: projected(params, ys))
 
 
 def _with_extra(params: Params, name: str, extra: PyTree) -> Params:
     if name in params:
-        raise CellSizeError(f"the cell has parameters {name!r} already")
+        raise CellError(f"the cell has parameters {name!r} already")
     return params | {name: extra}
 
 

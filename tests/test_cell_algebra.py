@@ -23,7 +23,7 @@ from reference import (
 from schedules import ROWS_LAST, scheduled
 
 import lstm_jax as lj
-from lstm_jax.cells import CellSizeError
+from lstm_jax.cells import CellError
 from lstm_jax.combinators import (
     block_diagonal,
     clip,
@@ -433,5 +433,5 @@ def test_what_does_not_combine(make: Any, reason: str) -> None:
     ],
 )
 def test_sizes_that_do_not_fit(cell: lj.Cell, reason: str) -> None:
-    with pytest.raises(CellSizeError, match=reason):
+    with pytest.raises(CellError, match=reason):
         cell.init(jax.random.key(0), INPUT)

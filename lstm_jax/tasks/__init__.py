@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lstm_jax.cells import CellSizeError
+from lstm_jax.cells import CellError
 from lstm_jax.config import Config, check_config, refuse_unread
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.classification import classification
@@ -59,5 +59,5 @@ def make_task(config: Config) -> Task:
     refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
     try:
         return TASKS[config.task](config)
-    except CellSizeError as error:
+    except CellError as error:
         raise UserError(f"model.cell={config.model.cell!r}: {error}") from None
