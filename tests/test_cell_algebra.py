@@ -36,6 +36,7 @@ from lstm_jax.combinators import (
     stack,
     zoneout,
 )
+from lstm_jax.lab import laws
 from lstm_jax.schedule import parallel_over_time
 
 pytestmark = pytest.mark.usefixtures("strict", "x64")
@@ -151,6 +152,13 @@ def test_is_a_loop_of_its_step(name: str) -> None:
         )
         assert_close(found, expected)
         assert not np.any(np.asarray(found[1])[~options["mask"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_obeys_every_law_of_the_lab(name: str) -> None:
+    found = laws.check(cell_of(name), INPUT, lambda law: None)
+    assert [law for law in found if not law.holds] == []
 
 
 @pytest.mark.parametrize("name", FUSED)
