@@ -126,7 +126,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def one(cells: Any, layers: int) -> Iterator[Case]:
         del layers
-        yield Case(cells[0], "float64", SHAPES[0], masked=True)
+        yield Case(cells[0], "float64", SHAPES[0], masked=True, reverse=True)
 
     monkeypatch.setattr(compare, "cases", one)
 
