@@ -160,9 +160,15 @@ def test_certificates_tell_rounding_from_errors(
 
 def test_what_is_not_a_number_passes_nowhere() -> None:
     case = Case("lstm", "float64", SHAPES[0])
-    some = {"a": np.array([1.0, 4.0]), "b": np.zeros(2)}
-    error = difference({"a": np.array([1.0, 5.0]), "b": np.zeros(2)}, some)
-    assert error == Error(1.0, 0.25, "a")
+    some = {"a": np.array([1.0, 4.0]), "b": np.array([0.0, 90.0])}
+    error = difference({"a": np.array([1.0, 5.0]), "b": np.array([9.0, 90.0])}, some)
+    assert error == Error(1.0, 0.25, "a")  # both of one array
+    both = [Result(case, "forward", e, 1.0) for e in (error, Error(9.0, 0.1, "b"))]
+    day = datetime.date(2026, 1, 2)
+    assert (
+        "| float64 | forward | 1.0e+00 | 2.5e-01 | lstm, plain: a |\n"
+        in as_markdown(against_tf1.PEER, both, day)
+    )
     for bad in (np.nan, np.inf):
         for a, b in ((bad, 1.0), (1.0, bad), (bad, bad)):
             arrays = ({"a": np.array([x]), "b": np.ones(1)} for x in (a, b))
@@ -192,3 +198,7 @@ def test_every_mode_of_every_cell_is_compared() -> None:
     again = draw(every[-1], "torch")
     jax.tree.map(np.testing.assert_array_equal, problem, again)
     assert all(np.abs(array).min() > 0 for array in problem.weights.values())
+    rows = draw(every[-5], "torch")  # their mean, not their sum
+    assert rows.factors["ys"].shape[0] == 16
+    assert np.std(rows.factors["ys"]) == pytest.approx(1 / 16, rel=0.05)
+    assert rows.factors["ys"].dtype == np.float32

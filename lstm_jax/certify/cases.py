@@ -87,7 +87,8 @@ class Problem(NamedTuple):
       inputs: `xs` [B, T, D], `initial_h` and of an LSTM `initial_c` [N, B, H].
       lengths: of the rows, or None; at least 1, as the libraries demand.
       factors: the loss is the sum of the values times these: `ys` [B, T, Y], `final_h`
-        and of an LSTM `final_c` [N, B, H].
+        and of an LSTM `final_c` [N, B, H]. They are drawn as shares of a mean over the
+        rows: with the sum, steps of SGD let a relu's weights grow without bound.
     """
 
     weights: Arrays
@@ -150,6 +151,6 @@ def draw(case: Case, library: str) -> Problem:
         {"xs": normal(batch, time, features)}
         | {f"initial_{leaf}": normal(*state) for leaf in case.carry},
         lengths,
-        {"ys": normal(batch, time, directions * hidden)}
-        | {f"final_{leaf}": normal(*state) for leaf in case.carry},
+        {"ys": normal(batch, time, directions * hidden) / batch}
+        | {f"final_{leaf}": normal(*state) / batch for leaf in case.carry},
     )

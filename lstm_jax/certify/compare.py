@@ -21,9 +21,9 @@ class Error(NamedTuple):
     """The largest difference of arrays.
 
     Attributes:
-      absolute: the largest one.
-      relative: the largest one as a share of the largest entry of its array.
-      array: where the relative one is.
+      absolute: that of `array`.
+      relative: it as a share of the array's largest entry.
+      array: where that share is the largest.
     """
 
     absolute: float
@@ -78,8 +78,7 @@ def difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> Error:
         apart = float(np.max(np.abs(a - b))) if finite else math.inf
         relative = apart / (largest or 1.0) if finite else math.inf
         if relative > worst.relative:
-            worst = worst._replace(relative=relative, array=name)
-        worst = worst._replace(absolute=max(apart, worst.absolute))
+            worst = Error(apart, relative, name)
     return worst
 
 
@@ -91,8 +90,10 @@ def trained_by(case: Case, peer: Peer, problem: Problem, name: str) -> Arrays:
         _, gradients = peer.run(case, problem._replace(weights=weights))
         weights = update(
             {
-                name: 0 * gradients[name] if peer.held(case, name) else gradients[name]
-                for name in weights
+                weight: 0 * gradients[weight]
+                if peer.held(case, weight)
+                else gradients[weight]
+                for weight in weights
             }
         )
     return weights

@@ -61,10 +61,11 @@ def as_markdown(peer: Peer, results: Sequence[Result], today: datetime.date) -> 
         "",
         "Both sides run the same random weights, inputs and initial states. *Forward* "
         "compares outputs and final states; *gradient* the gradients of a weighted sum "
-        "of these by inputs, initial states and every weight; an optimizer's name the "
-        f"way of all weights in {STEPS} steps with a learning rate of {RATE:g}, "
-        "gradients anew at each. The error is the largest difference of two arrays' "
-        "entries, relative to the largest entry of the array. It passes up to "
+        "of these, its mean over the rows, by inputs, initial states and every weight; "
+        "an optimizer's name, of masked rows in every direction, the way of all "
+        f"weights in {STEPS} steps with a learning rate of {RATE:g}, gradients anew at "
+        "each. The error is the largest difference of two arrays' entries, relative to "
+        "the largest entry of the array. It passes up to "
         f"{EPSILONS} times the type's epsilon: {tolerance('float64'):.2g} in float64, "
         f"{tolerance('float32'):.2g} in float32.",
         "",
@@ -80,10 +81,9 @@ def as_markdown(peer: Peer, results: Sequence[Result], today: datetime.date) -> 
         if not mine:
             continue
         worst = max(mine, key=lambda r: r.error.relative)
-        absolute = max(r.error.absolute for r in mine)
         lines.append(
-            f"| {dtype} | {what} | {absolute:.1e} | {worst.error.relative:.1e} | "
-            f"{worst.case.cell}, {worst.case.mode}: {worst.error.array} |"
+            f"| {dtype} | {what} | {worst.error.absolute:.1e} | "
+            f"{worst.error.relative:.1e} | {worst.case.cell}, {worst.case.mode}: {worst.error.array} |"
         )
     lines += ["", "## Gates", "", "| cell | here | there |", "|---|---|---|"]
     for cell, order in peer.gate_orders.items():
