@@ -1,6 +1,7 @@
 """The command lines of conversion and certificates, and the page on them."""
 
 import contextlib
+import errno
 import json
 import re
 import sys
@@ -114,9 +115,14 @@ def test_a_certificate_says_whether_it_passed(
         "| float64 | 1x1x1x1 | simple_rnn | masked |"
         in (tmp_path / "new" / "tf1.md").read_text()
     )
-    assert json.loads((tmp_path / "new" / "tf1.json").read_text())["passed"]
+    found = json.loads((tmp_path / "new" / "tf1.json").read_text())
+    assert found["passed"]
+    assert found["device"] == "cpu"
+    assert ", on cpu.\n" in (tmp_path / "new" / "tf1.md").read_text()
 
     def nothing(case: Any, problem: Any) -> Any:
+        config: Any = jax.config
+        assert config.jax_default_matmul_precision == "highest"
         values, gradients = against_tf1.run(case, problem)
         return {name: np.nan * a for name, a in values.items()}, gradients
 
@@ -129,6 +135,26 @@ def test_a_certificate_says_whether_it_passed(
     assert found["results"][0]["relative"] is None
 
 
+@pytest.mark.usefixtures("one_case")
+def test_a_folder_is_tried_before_the_cases_and_a_full_disk_told(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = CERTIFY, "--against=tf1", f"--out={tmp_path}"
+    message = f"cannot write to {tmp_path} (No space left on device): name another"
+    with monkeypatch.context() as patch:
+        patch.setattr("lstm_jax.reporting.write_file", full)
+        done = call(*command)
+    assert done.code == 2
+    assert done.err.startswith("passed float64")
+    assert done.err.splitlines()[2:] == [f"error: {message} folder in --out"]
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert_user_error(call(*command), message)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_library_that_is_not_there_is_told(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,9 +162,11 @@ def test_a_library_that_is_not_there_is_told(
         monkeypatch.setitem(sys.modules, name, None)
     for library, package in (("torch", "torch"), ("keras", "tensorflow")):
         done = call(CERTIFY, f"--against={library}", f"--out={tmp_path / 'new'}")
-        assert_user_error(done, f"{package} is not installed", "'lstm_jax[certify]'")
+        assert_user_error(
+            done, f"{package} is not installed", "install -e '.[certify]'"
+        )
     assert not (tmp_path / "new").exists()
-    assert_user_error(call(CERTIFY), "--against is missing")
+    assert_user_error(call(CERTIFY), "--against must have a value")
 
 
 def test_the_page_runs(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ The exit code is 0 where all comparisons pass, 1 where one fails, 2 where the li
 not installed.
 """
 
+import contextlib
 import datetime
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,36 +28,42 @@ PEERS: dict[str, Peer] = {
     "flax": against_flax.PEER,
     "tf1": against_tf1.PEER,
 }
-AGAINST = flags.DEFINE_enum(
-    "against", None, list(PEERS), "The library to compare with."
-)
-OUT = flags.DEFINE_string("out", "certificates", "The folder of the certificate.")
 
 
 def main() -> None:
     """Compares, tells each case on stderr, and writes."""
-    if AGAINST.value is None:
-        raise UserError("--against is missing: see --help")
-    peer = PEERS[AGAINST.value]
+    values = flags.FLAGS
+    peer, folder = PEERS[values.against], Path(values.out)
     peer.versions()  # which refuses what is not installed
-    folder = Path(OUT.value or "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror})") from None
     found = []
-    with jax.enable_x64(True):
+    with _writing(folder):  # tried before what takes minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as tried:
+            tried.write(bytes(1 << 20))  # more than a certificate
+    # On a GPU, products of float32 are of fewer digits by default.
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for result in results(peer):
             found.append(result)
             print(_line(result), file=sys.stderr)
     today = datetime.date.today()
-    for suffix, write in (("json", as_json), ("md", as_markdown)):
-        path = folder / f"{peer.library}.{suffix}"
-        write_file(path, write(peer, found, today))
+    with _writing(folder):
+        for suffix, write in (("json", as_json), ("md", as_markdown)):
+            path = folder / f"{peer.library}.{suffix}"
+            write_file(path, write(peer, found, today))
     failed = sum(not result.passed for result in found)
     print(f"{len(found)} comparisons, {failed} failed: {path}")
     if failed:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): name another folder in --out"
+        ) from None
 
 
 def _line(result: Result) -> str:
@@ -67,4 +76,8 @@ def _line(result: Result) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum(
+        "against", None, list(PEERS), "The library to compare with.", required=True
+    )
+    flags.DEFINE_string("out", "certificates", "The folder of the certificate.")
     command_line.run(main)

@@ -20,7 +20,8 @@ from lstm_jax.optimizers import make_optimizer
 def _keras() -> Any:
     os.environ["KERAS_BACKEND"] = "tensorflow"  # read at the import
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    load("tensorflow")
+    # On a GPU, products of float32 are of fewer digits by default.
+    load("tensorflow").config.experimental.enable_tensor_float_32_execution(False)
     return load("keras")
 
 

@@ -68,8 +68,7 @@ def load(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"{package} is not installed: pip install 'lstm_jax[certify]' (in a "
-            "checkout: pip install -e '.[certify]')"
+            f"{package} is not installed: pip install -e '.[certify]'"
         ) from None
 
 

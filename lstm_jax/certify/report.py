@@ -26,6 +26,7 @@ def as_json(peer: Peer, results: Sequence[Result], today: datetime.date) -> str:
                 "against": peer.title,
                 "date": today.isoformat(),
                 "versions": versions(peer),
+                "device": _device(),
                 "passed": all(result.passed for result in results),
                 "gate_orders": dict(peer.gate_orders),
                 "results": [
@@ -57,7 +58,8 @@ def as_markdown(peer: Peer, results: Sequence[Result], today: datetime.date) -> 
     lines = [
         f"# lstm_jax against {peer.title}",
         "",
-        f"{today.isoformat()}: {len(results)} comparisons, {verdict}. With {used}.",
+        f"{today.isoformat()}: {len(results)} comparisons, {verdict}. With {used}, "
+        f"on {_device()}.",
         "",
         "Both sides run the same random weights, inputs and initial states. *Forward* "
         "compares outputs and final states; *gradient* the gradients of a weighted sum "
@@ -81,9 +83,10 @@ def as_markdown(peer: Peer, results: Sequence[Result], today: datetime.date) -> 
         if not mine:
             continue
         worst = max(mine, key=lambda r: r.error.relative)
+        error, case = worst.error, worst.case
         lines.append(
-            f"| {dtype} | {what} | {worst.error.absolute:.1e} | "
-            f"{worst.error.relative:.1e} | {worst.case.cell}, {worst.case.mode}: {worst.error.array} |"
+            f"| {dtype} | {what} | {error.absolute:.1e} | {error.relative:.1e} | "
+            f"{case.cell}, {case.mode}: {error.array} |"
         )
     lines += ["", "## Gates", "", "| cell | here | there |", "|---|---|---|"]
     for cell, order in peer.gate_orders.items():
@@ -120,6 +123,12 @@ def versions(peer: Peer) -> dict[str, str]:
         "numpy": np.__version__,
         "Python": platform.python_version(),
     }
+
+
+def _device() -> str:
+    """What jax computes on; the other library may compute on the processor."""
+    backend, kind = jax.default_backend(), jax.devices()[0].device_kind
+    return backend if kind == backend else f"{backend} ({kind})"
 
 
 def _number(error: float) -> float | None:
