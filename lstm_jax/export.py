@@ -78,8 +78,8 @@ def export_sequence(
       cell: any cell.
       params: its parameters, or their shapes and types.
       input_size: D.
-      time: T; None: the program is for any. Knowing it helps an accelerator, and lets
-        `min_gru` and `min_lstm` run over all steps at once.
+      time: T; None: the program is for any, 1 or more. Knowing it helps an
+        accelerator, and lets `min_gru` and `min_lstm` run over all steps at once.
       lengths: the program takes the number of valid steps of each row.
       carry: the program takes the carry before the first step; else it starts from
         the cell's initial one.

@@ -53,11 +53,10 @@ def export_run(workdir: str | Path, out: str | Path, step: int | None = None) ->
 
     Raises:
       UserError: `workdir` holds no run that answers, `out` is not empty or cannot be
-        written, or the packages of the extra `export` are not installed.
+        written, or the package of the extra `export` is not installed.
     """
-    for package in ("flatbuffers", "safetensors"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"{package} is not installed: pip install -e '.[export]'")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError("flatbuffers is not installed: pip install -e '.[export]'")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already: name another folder in --out")
@@ -170,7 +169,7 @@ def _array(shape: str, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def _manifest(run: Run, found: dict[str, Program]) -> dict[str, Any]:
     """What one has to know to call the programs; sizes that are free have a name."""
-    data, text = run.config.data, None
+    data, text, image = run.config.data, None, None
     if run.vocabulary is not None:
         text = {"vocabulary": VOCABULARY_FILE, "size": run.vocabulary.get_vocab_size()}
         if run.config.task == "next_word":
@@ -183,6 +182,8 @@ def _manifest(run: Run, found: dict[str, Program]) -> dict[str, Any]:
             }
         if run.config.task == "classify_text":
             text |= {"length": data.length, "padding": data.padding}
+    if run.config.task == "classify_images":
+        image = {"range": [0, 1], "polarity": "light on dark"}
     return {
         "task": run.config.task,
         "step": run.step,
@@ -190,6 +191,7 @@ def _manifest(run: Run, found: dict[str, Program]) -> dict[str, Any]:
         "programs": {name: _described(name, p) for name, p in found.items()},
         "labels": list(run.labels),
         "text": text,
+        "image": image,
         "platforms": list(PLATFORMS),
         "versions": {"lstm_jax": checkpoints.version(), "jax": jax.__version__},
     }
