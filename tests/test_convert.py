@@ -17,6 +17,7 @@ from lstm_jax import convert
 from lstm_jax.convert import flax, keras, tf1, torch
 from lstm_jax.convert.files import give_stack, take_stack
 from lstm_jax.convert.weights import GATES, params_shapes
+from lstm_jax.convert.written import to_be_told
 from lstm_jax.errors import UserError
 from lstm_jax.layers import Bidirectional, Stack
 
@@ -361,3 +362,38 @@ def test_every_cell_of_a_library_has_its_gate_order() -> None:
     for library in (torch, keras, flax, tf1):
         assert tuple(library.GATE_ORDERS) == library.CELLS
         assert set(library.CELLS) <= GATES.keys()
+
+
+@pytest.mark.parametrize(
+    ("written", "cell", "library", "told"),
+    [
+        ("lstm", "lstm", "torch", []),
+        (" lstm( forget_bias=2, activation=tanh )", "lstm", "torch", []),
+        ("lstm(recurrent_init=None, dtype=bfloat16)", "lstm", "tf1", []),
+        ("drop_connect(recurrent_dropout(lstm, 0.2), 0.1)", "lstm", "keras", []),
+        ("gru(reset_after=True)", "gru", "flax", []),
+        ("gru(reset_after = False)", "gru(reset_after=False)", "tf1", []),
+        ("simple_rnn(activation=relu)", "simple_rnn", "torch", ["activation=relu"]),
+        ("lstm(activation=relu)", "lstm", "keras", ["activation=relu"]),
+        ("lstm(gate_activation=relu)", "lstm", "flax", ["gate_activation=relu"]),
+        # And what no layer of the library computes.
+        ("lstm(activation=relu)", "lstm", "torch", None),
+        ("lstm(gate_activation=relu)", "lstm", "tf1", None),
+        ("simple_rnn(activation=sigmoid)", "simple_rnn", "torch", None),
+        ("gru(reset_after=False)", "gru", "keras", None),
+        ("gru", "gru(reset_after=False)", "keras", None),
+        ("slstm", "lstm", "lstm_jax", None),
+        ("lstm(peephole=True)", "lstm", "lstm_jax", None),
+        ("zoneout(lstm, 0.3)", "lstm", "torch", None),
+        ("recurrent_dropout(zoneout(lstm, 0.3), 0.1)", "lstm", "keras", None),
+        ("residual(lstm)", "lstm", "keras", None),
+    ],
+)
+def test_a_runs_cell_is_what_the_library_computes(
+    written: str, cell: str, library: str, told: list[str] | None
+) -> None:
+    if told is not None:
+        assert to_be_told(written, cell, library) == told
+        return
+    with pytest.raises(UserError, match=r"the run's cell is .* does not compute: --cel"):
+        to_be_told(written, cell, library)

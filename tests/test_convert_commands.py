@@ -18,7 +18,7 @@ from lstm_jax import convert
 from lstm_jax.certify import against_tf1, compare
 from lstm_jax.certify.cases import SHAPES, Case
 from lstm_jax.convert.files import give_stack, take_stack
-from lstm_jax.workdirs import load_params
+from lstm_jax.workdirs import load_params, read_config
 
 pytestmark = READS_CONFIG  # the run that some of them read
 
@@ -81,6 +81,24 @@ def test_a_runs_layers_to_another_library(
     )
 
 
+def test_a_runs_own_cell_counts(
+    call: Call, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = read_config(trained.workdir), tmp_path / "out.safetensors"
+    monkeypatch.setattr("lstm_jax.workdirs.read_config", lambda _: config)
+    options = [f"--file={trained.workdir}", "--cell=lstm", f"--out={out}"]
+    config.model.cell = "zoneout(lstm, 0.3)"
+    done = call(CONVERT, "--to=torch", *options)
+    assert_user_error(done, "the run's cell is zoneout(lstm, 0.3), which torch's lstm")
+    config.model.cell = "zoneout(lstm"
+    assert_user_error(call(CONVERT, *options), "'zoneout(lstm' does not parse")
+    assert not out.exists()
+    config.model.cell = "lstm(activation=relu)"
+    done = call(CONVERT, "--to=keras", *options)
+    assert done.code == 0
+    assert done.err == "trained with activation=relu: tell the cell there\n"
+
+
 def test_what_cannot_be_converted_ends_in_a_line(call: Call, tmp_path: Path) -> None:
     model, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
     of_torch(model)
@@ -89,7 +107,7 @@ def test_what_cannot_be_converted_ends_in_a_line(call: Call, tmp_path: Path) -> 
     assert_user_error(done, "choose the module by its prefix, of 'encoder.'")
     done = call(CONVERT, *options, "--cell=gru", "--prefix=encoder.")
     assert_user_error(done, "encoder.*_l0", "is [64, 8] where of PyTorch's gru")
-    assert_user_error(call(CONVERT, *options), "--cell is missing")
+    assert_user_error(call(CONVERT, *options), "--cell must have a value")
     done = call(CONVERT, *options, "--cell=mgu")
     assert_user_error(done, "should be one of <lstm|gru|")
     done = call(CONVERT, f"--file={tmp_path}", "--cell=lstm", f"--out={out}")

@@ -8,12 +8,14 @@ python -m lstm_jax.convert --file=stack.safetensors --cell=lstm --to=torch \
 Where nothing else is said, weights are this package's own.
 """
 
+import sys
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from lstm_jax import command_line
+from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.cells import Params
 from lstm_jax.convert.files import (
     LIBRARIES,
@@ -21,52 +23,61 @@ from lstm_jax.convert.files import (
     take_stack,
 )
 from lstm_jax.convert.weights import GATES, flat
+from lstm_jax.convert.written import to_be_told
 from lstm_jax.errors import UserError
 from lstm_jax.weights import load_weights, save_weights
 from lstm_jax.workdirs import answering_step, load_params, read_config
 
-FROM = flags.DEFINE_enum("from", "lstm_jax", LIBRARIES, "Whose weights these are.")
-TO = flags.DEFINE_enum("to", "lstm_jax", LIBRARIES, "Whose weights to write.")
-CELL = flags.DEFINE_enum("cell", None, list(GATES), "The cell of all layers.")
-FILE = flags.DEFINE_string("file", None, "A safetensors file, or a run's folder.")
-OUT = flags.DEFINE_string("out", None, "The safetensors file to write.")
-PREFIX = flags.DEFINE_list(
-    "prefix",
-    [],
-    "Where in the file: of torch what the module's names begin with, of others the "
-    "folder of each cell, layer by layer.",
-)
-BIDIRECTIONAL = flags.DEFINE_bool(
-    "bidirectional", False, "The prefixes are of forward and backward cells in turn."
-)
-
 
 def main() -> None:
     """Reads, converts and writes."""
-    for flag in (FILE, CELL, OUT):
-        if flag.value is None:
-            raise UserError(f"--{flag.name} is missing: see --help")
-    if Path(OUT.value or "").exists():
-        raise UserError(f"{OUT.value} is there already: name another file")
-    tree = _read(Path(FILE.value or ""))
-    params = take_stack(
-        tree, FROM.value or "", CELL.value or "", PREFIX.value, BIDIRECTIONAL.value
+    values = flags.FLAGS
+    path, cell, out = Path(values.file), values.cell, Path(values.out)
+    source, target = values["from"].value, values.to
+    if out.exists():
+        raise UserError(f"{out} is there already: name another file")
+    tree, told = (
+        _read(path, cell, target) if path.is_dir() else (load_weights(path), [])
     )
-    given = give_stack(params, TO.value or "", CELL.value or "")
-    save_weights(given, OUT.value or "")
+    params = take_stack(tree, source, cell, values.prefix, values.bidirectional)
+    given = give_stack(params, target, cell)
+    save_weights(given, out)
     for name, array in flat(given).items():
         print(f"{name} {list(array.shape)} {array.dtype}")
+    if told:
+        print(f"trained with {', '.join(told)}: tell the cell there", file=sys.stderr)
 
 
-def _read(path: Path) -> Params:
-    if not path.is_dir():
-        return load_weights(path)
-    config = read_config(path)
-    params = load_params(path, answering_step(path, config.checkpoint.best or None))
+def _read(run: Path, cell: str, target: str) -> tuple[Params, list[str]]:
+    """A run's recurrent layers, and what the target's must be told."""
+    config = read_config(run)
+    parse_cell(config.model.cell, config.model.hidden_size)  # refuses what is none
+    told = to_be_told(config.model.cell, cell, target)
+    params = load_params(run, answering_step(run, config.checkpoint.best or None))
     if "recurrent" not in params:
-        raise UserError(f"the model of {path} has no recurrent layers")
-    return jax.device_get(params["recurrent"])
+        raise UserError(f"the model of {run} has no recurrent layers")
+    return jax.device_get(params["recurrent"]), told
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("from", "lstm_jax", LIBRARIES, "Whose weights these are.")
+    flags.DEFINE_enum("to", "lstm_jax", LIBRARIES, "Whose weights to write.")
+    flags.DEFINE_enum(
+        "cell", None, list(GATES), "The cell of all layers.", required=True
+    )
+    flags.DEFINE_string(
+        "file", None, "A safetensors file, or a run's folder.", required=True
+    )
+    flags.DEFINE_string("out", None, "The safetensors file to write.", required=True)
+    flags.DEFINE_list(
+        "prefix",
+        [],
+        "Where in the file: of torch what the module's names begin with, of others the "
+        "folder of each cell, layer by layer.",
+    )
+    flags.DEFINE_bool(
+        "bidirectional",
+        False,
+        "The prefixes are of forward and backward cells in turn.",
+    )
     command_line.run(main)
