@@ -16,6 +16,7 @@ import lstm_jax as lj
 from lstm_jax import convert
 from lstm_jax.convert import flax, keras, tf1, torch
 from lstm_jax.convert.files import give_stack, take_stack
+from lstm_jax.convert.stacks import stacked
 from lstm_jax.convert.weights import GATES, params_shapes
 from lstm_jax.convert.written import to_be_told
 from lstm_jax.errors import UserError
@@ -295,6 +296,7 @@ def lstm_dict(**changed: Any) -> Any:
             lambda: convert.from_flax({"hi": {"kernel": np.ones((4, 4))}}, "lstm"),
             "there is no ii/kernel among hi/kernel",
         ),
+        (lambda: convert.to_torch({}, "lstm"), "no layers: give the parameters"),
         (
             lambda: convert.from_tf1(
                 {"kernel": np.ones((4, 16)), "bias": np.ones(16)}, "lstm"
@@ -309,6 +311,26 @@ def test_what_cannot_be_converted_is_refused_in_a_line(
     with pytest.raises(UserError, match=message) as error:
         wrong()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_dict_by_names_is_refused() -> None:
+    given = convert.from_torch, convert.from_keras, convert.from_flax, convert.from_tf1
+    taken = convert.to_torch, convert.to_keras, convert.to_flax, convert.to_tf1
+    for function in (*given, *taken):
+        wrong: Any
+        for wrong, message in (
+            (None, "a dict of arrays by their names, not NoneType"),
+            ({1: np.ones(3)}, "named by strings, and 1 is none"),
+        ):
+            with pytest.raises(UserError, match=message):
+                function(wrong, "lstm")
+    for layer, message in (
+        ({"cell": None}, "a dict of arrays by their names, not NoneType"),
+        ({"forward": None, "backward": None}, "forward and backward hold no cell"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert.to_torch({"layer_0": layer}, "lstm")
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -364,6 +386,49 @@ def test_every_cell_of_a_library_has_its_gate_order() -> None:
         assert set(library.CELLS) <= GATES.keys()
 
 
+def test_prefixes_of_a_stack_of_ones_own() -> None:
+    """All of them count, by one folder or cell by cell."""
+    stack, both = (random_stack("gru", two) for two in (False, True))
+    whole = {"recurrent": stack}
+    names = [f"recurrent/layer_{i}/cell" for i in range(2)]
+    assert_equal(take_stack(whole, "lstm_jax", "gru", names), stack)
+    for prefix in ("recurrent", "recurrent/"):
+        assert_equal(take_stack(whole, "lstm_jax", "gru", [prefix]), stack)
+    with pytest.raises(UserError, match=f"2 cells .* of {', '.join(names)}"):
+        take_stack(whole, "lstm_jax", "gru")
+    names = [f"layer_{i}/{at}/cell" for i in range(2) for at in both["layer_0"]]
+    assert_equal(take_stack(both, "lstm_jax", "gru", names, True), both)
+
+
+def test_what_prefixes_do_not_say_is_refused() -> None:
+    stack = random_stack("lstm", True)
+    theirs = convert.to_torch(stack, "lstm", "a.")
+    for library, tree, prefixes, both, message in (
+        ("torch", theirs, ["a.", "b."], False, "2 prefixes: of torch give one"),
+        ("torch", theirs, ["a."], True, "bidirectional is said of the prefixes"),
+        ("lstm_jax", stack, [], True, "bidirectional is said of the prefixes"),
+        ("lstm_jax", stack, [""], True, "bidirectional is said of the prefixes"),
+        ("lstm_jax", stack, ["b"], False, "is no recurrent_kernel among nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            take_stack(tree, library, "lstm", prefixes, both)
+
+
+def test_layers_that_do_not_fit_each_other_are_refused() -> None:
+    first, second = (random_params("gru", features) for features in (3, 5))
+    assert [*stacked([first, random_params("gru", 4)], False)] == ["layer_0", "layer_1"]
+    for cells, both, message in (
+        ([second, first], False, "layer 1 takes 3 inputs where layer 0 gives 4: are"),
+        (4 * [first], True, "layer 1 takes 3 inputs where layer 0 gives 8: are"),
+        ([first, second], True, "layer 0 has .*: 3 inputs, 4 units and 5 inputs, 4 u"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stacked(cells, both)
+    tree = {"a": first, "b": second}
+    with pytest.raises(UserError, match="layer 1 takes 3 inputs where layer 0 gives 4"):
+        take_stack(tree, "lstm_jax", "gru", ["b", "a"])
+
+
 @pytest.mark.parametrize(
     ("written", "cell", "library", "told"),
     [
@@ -395,5 +460,7 @@ def test_a_runs_cell_is_what_the_library_computes(
     if told is not None:
         assert to_be_told(written, cell, library) == told
         return
-    with pytest.raises(UserError, match=r"the run's cell is .* does not compute: --cel"):
+    with pytest.raises(
+        UserError, match=r"the run's cell is .* does not compute: --cel"
+    ):
         to_be_told(written, cell, library)

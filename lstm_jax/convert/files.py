@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from lstm_jax.cells import Params
 from lstm_jax.convert import flax, keras, tf1, torch
-from lstm_jax.convert.stacks import stacked, unstacked
-from lstm_jax.convert.weights import Weights, flat, own_params
+from lstm_jax.convert.stacks import placed, stacked, unstacked
+from lstm_jax.convert.weights import Weights, flat, listed, own_params
 from lstm_jax.errors import UserError
 
 
@@ -54,19 +54,29 @@ def take_stack(
       library: whose names they have: one of `LIBRARIES`.
       cell: of all layers.
       prefixes: where each layer's arrays are, from the first layer to the last, of a
-        bidirectional one forward and backward; of PyTorch and of this package the one
-        prefix of all. It may be left out where there is no choice.
+        bidirectional one forward and backward; of PyTorch the one prefix of all, which
+        may be the one of this package as well. They may be left out where there is no
+        choice.
       bidirectional: whether the prefixes are of layers in both directions.
 
     Raises:
       UserError: arrays that are not those of such layers, or several choices.
     """
     arrays = flat(tree)
-    if library == "torch":
-        return torch.from_torch(arrays, cell, *prefixes[:1])
-    if library == "lstm_jax":
-        arrays = _under(arrays, *prefixes[:1])
+    if library == "torch" and len(prefixes) > 1:
+        raise UserError(
+            f"{len(prefixes)} prefixes: of torch give one, that of the whole module"
+        )
+    if library == "lstm_jax" and len(prefixes) == 1:
+        arrays = _under(arrays, *prefixes)
         prefixes = ()
+    if bidirectional and (library == "torch" or not prefixes):
+        raise UserError(
+            "bidirectional is said of the prefixes of single cells: leave it out, "
+            "here the names tell"
+        )
+    if library == "torch":
+        return torch.from_torch(arrays, cell, *prefixes)
     layout = LAYOUTS[library]
     if not prefixes:
         prefixes = _find(arrays, layout.key.get(cell, keras.KEY))
@@ -101,7 +111,7 @@ def give_stack(params: Mapping[str, Any], library: str, cell: str) -> Params:
         return torch.to_torch(params, cell)
     cells, bidirectional = unstacked(params)
     give = LAYOUTS[library].give
-    return stacked([give(own, cell) for own in cells], bidirectional)
+    return placed([give(own, cell) for own in cells], bidirectional)
 
 
 def _under(arrays: Weights, prefix: str = "") -> Weights:
@@ -126,7 +136,7 @@ def _find(arrays: Weights, key: str) -> list[str]:
         if f"/{name}".endswith(f"/{key}")
     ]
     if not found:
-        raise UserError(f"no cell: there is no {key} among {', '.join(arrays)}")
+        raise UserError(f"no cell: there is no {key} among {listed(arrays)}")
     paths = [
         f"layer_{i}/{direction}cell"
         for i in range(len(found))

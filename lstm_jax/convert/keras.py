@@ -45,7 +45,7 @@ def from_keras(weights: Mapping[str, Any] | Sequence[Any], cell: str) -> Params:
       UserError: arrays that are not those of such a layer.
     """
     check_cell(cell, CELLS, "Keras")
-    if not isinstance(weights, Mapping):
+    if isinstance(weights, Sequence):
         if len(weights) > len(NAMES):
             raise UserError(
                 f"{len(weights)} arrays where one direction of one layer has "

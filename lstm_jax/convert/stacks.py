@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lstm_jax.cells import Params
+from lstm_jax.convert.weights import check_names, listed
 from lstm_jax.errors import UserError
 
 
@@ -13,7 +14,33 @@ def stacked(cells: Sequence[Params], bidirectional: bool) -> Params:
     Args:
       cells: of each layer; of a bidirectional one forward and backward.
       bidirectional: whether they are.
+
+    Raises:
+      UserError: sizes that do not fit each other.
     """
+    directions = 1 + bidirectional
+    given = None
+    for i in range(0, len(cells), directions):
+        layer, names = i // directions, ("kernel", "recurrent_kernel")
+        sizes = [tuple(c[n].shape[0] for n in names) for c in cells[i : i + directions]]
+        (inputs, hidden), *_ = sizes
+        if len(set(sizes)) > 1:
+            both = " and ".join(
+                f"{width} inputs, {units} units" for width, units in sizes
+            )
+            raise UserError(f"layer {layer} has directions of different sizes: {both}")
+        if given not in (None, inputs):
+            raise UserError(
+                f"layer {layer} takes {inputs} inputs where layer {layer - 1} gives "
+                f"{given}: are these the layers of one stack, from the first to the "
+                "last, and both directions of each?"
+            )
+        given = directions * hidden
+    return placed(cells, bidirectional)
+
+
+def placed(cells: Sequence[Params], bidirectional: bool) -> Params:
+    """`stacked` of cells in any library's layout, unchecked."""
     layers: list[Params] = [{"cell": params} for params in cells]
     if bidirectional:
         pairs = zip(layers[::2], layers[1::2], strict=True)
@@ -27,12 +54,15 @@ def unstacked(params: Mapping[str, Any]) -> tuple[list[Params], bool]:
     Raises:
       UserError: these are not the parameters of a stack.
     """
+    check_names(params)
+    if not params:
+        raise UserError("no layers: give the parameters of a Stack")
     names = [f"layer_{i}" for i in range(len(params))]
     kinds = (["cell"], ["backward", "forward"])
     for name in names:
         if name not in params:
             raise UserError(
-                f"there is no {name} among {', '.join(params)}: give the parameters of "
+                f"there is no {name} among {listed(params)}: give the parameters of "
                 "a Stack"
             )
         layer = params[name]
@@ -47,6 +77,6 @@ def unstacked(params: Mapping[str, Any]) -> tuple[list[Params], bool]:
         if any("cell" in layer for layer in layers):
             raise UserError("some layers are bidirectional and some are not")
         layers = [layer[at] for layer in layers for at in ("forward", "backward")]
-    if any("cell" not in layer for layer in layers):
+    if any(not isinstance(layer, Mapping) or "cell" not in layer for layer in layers):
         raise UserError("forward and backward hold no cell: give those of a Stack")
     return [layer["cell"] for layer in layers], bidirectional

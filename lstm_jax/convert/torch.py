@@ -18,6 +18,7 @@ from lstm_jax.convert.weights import (
     Weights,
     check,
     check_cell,
+    check_names,
     copied,
     own_params,
     size,
@@ -47,6 +48,7 @@ def from_torch(state_dict: Mapping[str, Any], cell: str, prefix: str = "") -> Pa
         another cell, or a GRU whose reset comes before the product.
     """
     check_cell(cell, CELLS, "PyTorch")
+    check_names(state_dict)
     directions: dict[tuple[int, bool], Weights] = {}
     for name, array in state_dict.items():
         if not name.startswith(prefix):

@@ -4,7 +4,7 @@ Shapes: D input features, H hidden units, G gates. Here gates are blocks of the 
 axis: i, f, g, o of `lstm`; r, z, n of `gru`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,6 +28,25 @@ def check_cell(cell: str, has: Sequence[str], library: str) -> None:
         raise UserError(f"no conversion of the cell {cell!r}: {', '.join(GATES)} have")
     if cell not in has:
         raise UserError(f"{library} has no {cell}: it has {', '.join(has)}")
+
+
+def check_names(weights: Any) -> None:
+    """Refuses what is no dict by names.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(weights, Mapping):
+        kind = type(weights).__name__
+        raise UserError(f"weights are a dict of arrays by their names, not {kind}")
+    for name in weights:
+        if not isinstance(name, str):
+            raise UserError(f"weights are named by strings, and {name!r} is none")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(names) or "nothing"
 
 
 def params_shapes(cell: str, features: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -61,6 +80,7 @@ def copied(arrays: Mapping[str, Any]) -> Weights:
     Raises:
       UserError: what is there is no array.
     """
+    check_names(arrays)
     return {name: _copied(name, array) for name, array in arrays.items()}
 
 
@@ -83,8 +103,7 @@ def size(arrays: Weights, name: str, axis: int) -> int:
       UserError: there is no such matrix.
     """
     if name not in arrays:
-        found = ", ".join(map(str, arrays)) or "nothing"
-        raise UserError(f"there is no {name} among {found}")
+        raise UserError(f"there is no {name} among {listed(arrays)}")
     if arrays[name].ndim != 2:
         raise UserError(f"{name} is {list(arrays[name].shape)}: it must be a matrix")
     return arrays[name].shape[axis]
@@ -109,8 +128,7 @@ def check(arrays: Weights, shapes: Mapping[str, tuple[int, ...]], what: str) -> 
     types = {}
     for name, shape in shapes.items():
         if name not in arrays:
-            found = ", ".join(map(str, arrays)) or "nothing"
-            raise UserError(f"there is no {name} {what} among {found}")
+            raise UserError(f"there is no {name} {what} among {listed(arrays)}")
         array = arrays[name]
         if array.shape != shape:
             raise UserError(
@@ -121,8 +139,8 @@ def check(arrays: Weights, shapes: Mapping[str, tuple[int, ...]], what: str) -> 
             raise UserError(f"{name} is {array.dtype}: weights are floating-point")
         types[str(array.dtype)] = name
     if len(types) > 1:
-        listed = " and ".join(f"{name} is {dtype}" for dtype, name in types.items())
-        raise UserError(f"{listed}: weights must be of one type")
+        both = " and ".join(f"{name} is {dtype}" for dtype, name in types.items())
+        raise UserError(f"{both}: weights must be of one type")
 
 
 def blocks(array: Any, count: int) -> list[Any]:
@@ -142,7 +160,12 @@ def reordered(array: Any, order: Sequence[int]) -> Any:
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> Weights:
-    """The arrays of a tree of dicts by their path; a flat dict stays as it is."""
+    """The arrays of a tree of dicts by their path; a flat dict stays as it is.
+
+    Raises:
+      UserError: it is no dict, or has a name that is no string.
+    """
+    check_names(tree)
     found: Weights = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
