@@ -81,6 +81,28 @@ def test_a_runs_layers_to_another_library(
     )
 
 
+def test_the_forget_bias_of_tf1(call: Call, tmp_path: Path) -> None:
+    stack, joint = (tmp_path / f"{name}.safetensors" for name in "ab")
+    params = convert.from_torch(of_torch(tmp_path / "model"), "lstm", "encoder.")
+    params = {"layer_0": params["layer_0"]["forward"]}
+    convert.save_weights(params, stack)
+    options = [f"--file={stack}", "--cell=lstm", f"--out={joint}"]
+    done = call(CONVERT, "--to=keras", "--forget_bias=0", *options)
+    assert_user_error(done, "--forget_bias is of TensorFlow 1's lstm alone")
+    assert call(CONVERT, "--to=tf1", "--forget_bias=2.5", *options).code == 0
+    bias = params["layer_0"]["cell"]["bias"]
+    found = convert.load_weights(joint)["layer_0"]["cell"]["bias"]
+    np.testing.assert_array_equal(found[32:48], bias[16:32] - np.float32(2.5))
+    for more, off in (([], 1.5), (["--forget_bias=2.5"], 0)):  # the default is 1
+        back = tmp_path / f"{off}.safetensors"
+        options = [f"--file={joint}", "--cell=lstm", f"--out={back}", *more]
+        assert call(CONVERT, "--from=tf1", *options).code == 0
+        found = convert.load_weights(back)["layer_0"]["cell"]["bias"]
+        expected = bias[16:32] - np.float32(off)
+        np.testing.assert_allclose(found[16:32], expected, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(found[:16], bias[:16])
+
+
 def test_a_runs_own_cell_counts(
     call: Call, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,13 +34,18 @@ def main() -> None:
     values = flags.FLAGS
     path, cell, out = Path(values.file), values.cell, Path(values.out)
     source, target = values["from"].value, values.to
+    if flags.FLAGS["forget_bias"].present and (
+        cell != "lstm" or "tf1" not in (source, target)
+    ):
+        raise UserError("--forget_bias is of TensorFlow 1's lstm alone: leave it out")
     if out.exists():
         raise UserError(f"{out} is there already: name another file")
     tree, told = (
         _read(path, cell, target) if path.is_dir() else (load_weights(path), [])
     )
-    params = take_stack(tree, source, cell, values.prefix, values.bidirectional)
-    given = give_stack(params, target, cell)
+    bias = values.forget_bias
+    params = take_stack(tree, source, cell, values.prefix, values.bidirectional, bias)
+    given = give_stack(params, target, cell, bias)
     save_weights(given, out)
     for name, array in flat(given).items():
         print(f"{name} {list(array.shape)} {array.dtype}")
@@ -79,5 +84,10 @@ if __name__ == "__main__":
         "bidirectional",
         False,
         "The prefixes are of forward and backward cells in turn.",
+    )
+    flags.DEFINE_float(
+        "forget_bias",
+        1.0,
+        "What TensorFlow 1's lstm adds to its forget gate in the forward pass.",
     )
     command_line.run(main)

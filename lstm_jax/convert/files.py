@@ -5,6 +5,7 @@ are those of `lstm_jax.layers.Stack`: "layer_0/cell/kernel", of a bidirectional 
 "layer_0/forward/cell/kernel".
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def take_stack(
     cell: str,
     prefixes: Sequence[str] = (),
     bidirectional: bool = False,
+    forget_bias: float = 1.0,
 ) -> Params:
     """Parameters of `lstm_jax.layers.Stack` from a file's arrays.
 
@@ -58,6 +60,7 @@ def take_stack(
         may be the one of this package as well. They may be left out where there is no
         choice.
       bidirectional: whether the prefixes are of layers in both directions.
+      forget_bias: that TensorFlow 1's LSTM adds.
 
     Raises:
       UserError: arrays that are not those of such layers, or several choices.
@@ -85,16 +88,21 @@ def take_stack(
         raise UserError(
             f"{len(prefixes)} prefixes: each layer in both directions has two"
         )
+    take = layout.take
+    if library == "tf1":
+        take = functools.partial(tf1.from_tf1, forget_bias=forget_bias)
     cells = []
     for prefix in prefixes:
         try:
-            cells.append(layout.take(_under(arrays, prefix), cell))
+            cells.append(take(_under(arrays, prefix), cell))
         except UserError as error:
             raise UserError(f"{prefix}: {error}" if prefix else str(error)) from None
     return stacked(cells, bidirectional)
 
 
-def give_stack(params: Mapping[str, Any], library: str, cell: str) -> Params:
+def give_stack(
+    params: Mapping[str, Any], library: str, cell: str, forget_bias: float = 1.0
+) -> Params:
     """A library's arrays from parameters of `lstm_jax.layers.Stack`.
 
     Args:
@@ -102,6 +110,7 @@ def give_stack(params: Mapping[str, Any], library: str, cell: str) -> Params:
       library: one of `LIBRARIES`. But for PyTorch's, the layers have the names they
         have here.
       cell: of all layers.
+      forget_bias: that TensorFlow 1's LSTM is made with.
 
     Raises:
       UserError: parameters that are not those of such layers, or that the library
@@ -111,6 +120,8 @@ def give_stack(params: Mapping[str, Any], library: str, cell: str) -> Params:
         return torch.to_torch(params, cell)
     cells, bidirectional = unstacked(params)
     give = LAYOUTS[library].give
+    if library == "tf1":
+        give = functools.partial(tf1.to_tf1, forget_bias=forget_bias)
     return placed([give(own, cell) for own in cells], bidirectional)
 
 
