@@ -33,7 +33,7 @@ def main() -> None:
     """Reads, converts and writes."""
     values = flags.FLAGS
     path, cell, out = Path(values.file), values.cell, Path(values.out)
-    source, target = values["from"].value, values.to
+    source, target = str(values["from"].value), values.to
     if flags.FLAGS["forget_bias"].present and (
         cell != "lstm" or "tf1" not in (source, target)
     ):
