@@ -6,7 +6,6 @@ They nest: `layer_norm(zoneout(lstm(8), 0.1))`. `residual`, `project` and `stack
 what a cell puts out after its loop and so stand outside of the others.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -67,16 +66,8 @@ def layer_norm(cell: Cell) -> Cell:
     inner = gates_of(cell, "layer_norm")
 
     def normalize(z: Float[Array, " G_H"]) -> Float[Array, " G_H"]:
-        # Products with ones in place of `jnp.mean` and a broadcast: at either of these
-        # `jax.vmap` moves the rows first, and all of the gates would be computed so.
-        ones = jnp.ones((z.shape[0], 1), z.dtype)
-        exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-        def mean(z: Float[Array, " G_H"]) -> Float[Array, " 1"]:
-            return exact(ones.T / z.shape[0], z)
-
-        z = z - exact(ones, mean(z))
-        return z * exact(ones, jax.lax.rsqrt(mean(jnp.square(z)) + _EPSILON))
+        z = z - jnp.mean(z)
+        return z * jax.lax.rsqrt(jnp.mean(jnp.square(z)) + _EPSILON)
 
     def init(key: PRNGKeyArray, input_size: int) -> Params:
         params = cell.init(key, input_size)

@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr
 
 from lstm_jax import layout, sharding
 from lstm_jax.cells import Cell
+from lstm_jax.gate_tracing import mixes_units
 from lstm_jax.layers import Recurrent
 from lstm_jax.schedule import schedule_for
 from lstm_jax.tasks.task import Task, longest
@@ -229,8 +230,15 @@ def path(call: Call) -> Path:
     if call.noisy and call.cell.noise is not None:
         draw = call.cell.noise
         noise = jax.eval_shape(lambda k, p: draw(k, p, each, call.time), key, params)
+    carry = jax.eval_shape(lambda p: call.cell.initial_carry(p, each), params)
     schedule = schedule_for(
-        jax.default_backend(), call.cell.fused, params, each, call.time, noise
+        jax.default_backend(),
+        call.cell.fused,
+        params,
+        each,
+        call.time,
+        noise,
+        mixes_units=mixes_units(call.cell.fused, params, carry),
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"

@@ -14,6 +14,12 @@ from lstm_jax.cells import Cell, Fused, Noise, Params, extras_of
 
 # Calls of a function with the same arguments and results as what they call.
 _CALLS = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+# Operations of which an entry needs others of the same row.
+_MIXING = (
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and"),
+    *("reduce_or", "argmax", "argmin", "cumsum", "cumprod", "cummax", "cummin"),
+    *("cumlogsumexp", "sort", "dot_general"),
+)
 
 
 def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> bool:
@@ -34,28 +40,14 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
     Raises:
       TypeError: `gates` or `recurrent` closes over a traced value.
     """
-
-    def without(axes: int, tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree
-        )
-
-    at_step, axes = None, None
-    if noise is not None:
-        at_step = noise._replace(step=without(1, noise.step))
-        at_step, axes = without(0, at_step), Noise(None, 0, 0)
-    bias = params["bias"]
-    z = jax.ShapeDtypeStruct((carry.h.shape[0], *bias.shape), bias.dtype)
-    before = (without(0, extras_of(params)), without(0, carry))
-    rows = jax.vmap(fused.gates, in_axes=(None, 0, 0, 0, axes))
-    traced = jax.make_jaxpr(rows)(*before, z, z, at_step)
+    traced = _traced(fused, params, carry, noise)
     _refuse_closure("gates", traced)
     if fused.recurrent is not None:
         of_recurrent = jax.make_jaxpr(fused.recurrent)(
-            without(0, params), without(0, carry.h), at_step
+            _shapes(params), _shapes(carry.h), _at_step(noise)
         )
         _refuse_closure("recurrent", of_recurrent)
-    first = len(jax.tree.leaves(before))
+    first = len(jax.tree.leaves((extras_of(params), carry)))
     zx, zh = traced.jaxpr.invars[first : first + 2]
 
     def among(variables: Any) -> list[bool]:
@@ -67,6 +59,57 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
         and all(among(users[0].invars))
         and not any(among(traced.jaxpr.outvars))
     )
+
+
+def mixes_units(fused: Fused, params: Params, carry: Any) -> bool:
+    """Whether the gates, without noise, reduce over units or multiply by a matrix.
+
+    Args:
+      fused: the cell's `fused`.
+      params: its parameters.
+      carry: its carry, leaves [B, ...].
+    """
+
+    def mixes(jaxpr: Jaxpr) -> bool:
+        return any(
+            equation.primitive.name in _MIXING or any(map(mixes, _called(equation)))
+            for equation in jaxpr.eqns
+        )
+
+    return mixes(_traced(fused, params, carry, None).jaxpr)
+
+
+def _traced(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> Any:
+    """The gates of all rows; what `jax.make_jaxpr` gives."""
+    bias = params["bias"]
+    z = jax.ShapeDtypeStruct((carry.h.shape[0], *bias.shape), bias.dtype)
+    axes = None if noise is None else Noise(None, 0, 0)
+    rows = jax.vmap(fused.gates, in_axes=(None, 0, 0, 0, axes))
+    before = _shapes((extras_of(params), carry))
+    return jax.make_jaxpr(rows)(*before, z, z, _at_step(noise))
+
+
+def _at_step(noise: Noise | None) -> Noise | None:
+    if noise is None:
+        return None
+    return _shapes(noise._replace(step=jax.tree.map(_first, noise.step)))
+
+
+def _first(a: Any) -> Any:
+    return jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _called(equation: Any) -> list[Jaxpr]:
+    """The function that an operation calls, if it is a call."""
+    if equation.primitive.name not in _CALLS:
+        return []
+    params: Params = equation.params
+    called = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
+    return [getattr(called, "jaxpr", called)]  # a class that jax 0.11 lacks
 
 
 def outputs_state(cell: Cell, features: int) -> bool:
@@ -125,10 +168,8 @@ def _source(jaxpr: Jaxpr, value: Any) -> tuple[Any, ...]:
     """Where a value is computed: the calls that it is in, and its variable there."""
     for equation in jaxpr.eqns:
         places = [out is value for out in equation.outvars]
-        if any(places) and equation.primitive.name in _CALLS:
-            params: Params = equation.params
-            called = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
-            called = getattr(called, "jaxpr", called)  # a class that jax 0.11 lacks
+        if any(places) and (calls := _called(equation)):
+            (called,) = calls
             found = _source(called, called.outvars[places.index(True)])
             places = [variable is found[-1] for variable in called.invars]
             if any(places):  # an argument, handed back

@@ -50,6 +50,8 @@ def schedule_for(
     batch: int,
     time: int,
     noise: Noise | None = None,
+    *,
+    mixes_units: bool = False,
 ) -> Schedule:
     """What the measurements in docs/performance.md favour.
 
@@ -61,14 +63,16 @@ def schedule_for(
       time: steps of the loop. Where this or `batch` is a symbol of `jax.export`, the
         program is for any size, and may run on any backend.
       noise: None, or the loop's.
+      mixes_units: as `lstm_jax.gate_tracing.mixes_units` tells of the gates.
     """
     own_product = fused.recurrent is not None
     exported = not (isinstance(batch, int) and isinstance(time, int))
     if backend == "cpu" and not exported:
-        # Where a row meets a matrix, `jax.vmap` would move the rows first at each step.
+        # Where a row meets a matrix or is reduced, `jax.vmap` would move the rows first
+        # at each step.
         read = extras_of(params)
         read = {name: read[name] for name in read if name not in fused.unread}
-        matrices = any(a.ndim > 1 for a in jax.tree.leaves(read))
+        matrices = mixes_units or any(a.ndim > 1 for a in jax.tree.leaves(read))
         # So it does where a product of the cell's own meets numbers of each row, or is
         # no product of matrices: a transpose between the two stays one.
         entrywise = own_product and (

@@ -19,6 +19,7 @@ from lstm_jax import sharding
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.cudnn import cudnn_unroll, why_not
 from lstm_jax.fused import fused_unroll
+from lstm_jax.gate_tracing import mixes_units
 from lstm_jax.gated_steps import Inputs, masked
 from lstm_jax.layout import where_rows
 from lstm_jax.pallas import pallas_unroll
@@ -149,7 +150,10 @@ def unroll(
     else:
         each = batch // sharding.shards(batch)
         backend = jax.default_backend()
-        schedule = schedule_for(backend, cell.fused, params, each, time, noise)
+        mixes = mixes_units(cell.fused, params, carry)
+        schedule = schedule_for(
+            backend, cell.fused, params, each, time, noise, mixes_units=mixes
+        )
         run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
     carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)

@@ -29,7 +29,7 @@ def scheduled(schedule: Schedule) -> Iterator[None]:
     """`unroll` takes this schedule, not transposed for a cell with its own product."""
 
     def schedule_for(
-        backend: str, fused: Any, params: Any, batch: int, time: int, noise: Any = None
+        backend: str, fused: Any, *sizes: Any, mixes_units: bool
     ) -> Schedule:
         if fused.recurrent is None:
             return schedule

@@ -105,13 +105,17 @@ def test_equals_autodiff_without_options(name: str, layout: str) -> None:
 
 
 def test_schedule_by_backend_and_shape() -> None:
-    def chosen(backend: str, cell: lj.Cell, batch: int, time: int) -> tuple[Any, ...]:
+    def chosen(
+        backend: str, cell: lj.Cell, batch: int, time: int, mixes: bool = False
+    ) -> tuple[Any, ...]:
         assert cell.fused is not None
         params = jax.eval_shape(lambda key: cell.init(key, INPUT), jax.random.key(0))
         noise = None
         if cell.noise is not None:
             noise = cell.noise(noise_key(0), random_params(cell), batch, time)
-        return schedule_for(backend, cell.fused, params, batch, time, noise)[:-1]
+        return schedule_for(
+            backend, cell.fused, params, batch, time, noise, mixes_units=mixes
+        )[:-1]
 
     lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
     low_rank = CELLS["low_rank"]
@@ -139,6 +143,7 @@ def test_schedule_by_backend_and_shape() -> None:
     assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 2, 1)
     assert chosen("cpu", lstm, 64, 28) == (LAST, False, False, 7, 1)
     assert chosen("cpu", matrix, 64, 28) == (FIRST, False, True, 7, 1)
+    assert chosen("cpu", lstm, 64, 28, mixes=True) == (FIRST, False, True, 7, 1)
     assert chosen("gpu", lstm, 64, 500) == (FIRST, True, False, 500, 4)
     assert chosen("tpu", lstm, 64, 28) == (FIRST, True, False, 28, 8)
 

@@ -11,8 +11,8 @@ from example_cells import CELLS, random_params
 from random_modules import HIDDEN, LENGTHS, assert_close, draw_inputs, draw_params, head
 
 import lstm_jax as lj
-from lstm_jax.combinators import clip, zoneout
-from lstm_jax.gate_tracing import outputs_state
+from lstm_jax.combinators import clip, layer_norm, zoneout
+from lstm_jax.gate_tracing import mixes_units, outputs_state
 from lstm_jax.models import SequenceClassifier
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -31,6 +31,33 @@ def doubled(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
 def paired(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
     h = jnp.tanh(zx + zh)
     return lj.HiddenCarry(h), (h, h)
+
+
+@jax.jit
+def shares(z: Any) -> Any:
+    return jax.nn.softmax(z)
+
+
+def shared(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+    return lj.HiddenCarry(shares(zx) + zh), zx
+
+
+@pytest.mark.parametrize(
+    ("cell", "mixes"),
+    [
+        (layer_norm(lj.lstm(HIDDEN)), True),
+        (zoneout(layer_norm(lj.gru(HIDDEN)), 0.1), True),
+        (lj.gated(HIDDEN, 1, shared), True),
+        (CELLS["low_rank"], True),  # its gates have a matrix
+        (zoneout(lj.lstm(HIDDEN), 0.1), False),
+        (CELLS["all_noise"], False),
+    ],
+)
+def test_gates_that_reduce_over_units(cell: lj.Cell, mixes: bool) -> None:
+    assert cell.fused is not None
+    params = random_params(cell)
+    carry = cell.initial_carry(params, 2)
+    assert mixes_units(cell.fused, params, carry) is mixes
 
 
 @jax.jit
