@@ -165,13 +165,7 @@ def _linear(
             a, b = jnp.where(valid, a, 1), jnp.where(valid, b, 0)
         first = -1 if reverse else 0
         b = b.at[:, first].add(a[:, first] * carry.h)
-
-        def combine(
-            before: tuple[Array, Array], after: tuple[Array, Array]
-        ) -> tuple[Array, Array]:
-            return before[0] * after[0], before[1] * after[0] + after[1]
-
-        _, hs = lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)
+        hs = _recurrence(a, b, reverse)
         if mask is not None:
             hs = _held(hs, mask, carry.h, reverse)
         last = HiddenCarry(hs[:, 0] if reverse else hs[:, -1])
@@ -179,6 +173,39 @@ def _linear(
         return last, ys, *((HiddenCarry(hs),) if return_carries else ())
 
     return Cell(init, initial_carry, looped.step, unroll=run)
+
+
+def _recurrence(
+    a: Float[Array, "B T H"], b: Float[Array, "B T H"], reverse: bool
+) -> Float[Array, "B T H"]:
+    """h[t] = a[t] h[t - 1] + b[t] from zeros; in reverse, of h[t + 1].
+
+    A linear system, (I - A S) h = b with S the shift by a step, so that its derivative
+    is the transposed one, solved by one scan more. To differentiate the scan itself
+    keeps the arrays of its 2 log2(T) levels.
+    """
+
+    def shifted(x: Array, later: bool) -> Array:
+        x = x[:, :-1] if later else x[:, 1:]
+        return jnp.pad(x, ((0, 0), (1, 0) if later else (0, 1), (0, 0)))
+
+    def combine(
+        before: tuple[Array, Array], after: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        return before[0] * after[0], before[1] * after[0] + after[1]
+
+    def solve(_: Any, b: Array) -> Array:
+        return lax.associative_scan(combine, (a, b), reverse=reverse, axis=1)[1]
+
+    def transposed(_: Any, b: Array) -> Array:
+        factors = shifted(a, later=reverse)
+        return lax.associative_scan(combine, (factors, b), reverse=not reverse, axis=1)[
+            1
+        ]
+
+    return lax.custom_linear_solve(
+        lambda h: h - a * shifted(h, later=not reverse), b, solve, transposed
+    )
 
 
 def _held(
