@@ -226,10 +226,14 @@ def path(call: Call) -> Path:
         )
     key = jax.random.key(0)
     params = jax.eval_shape(lambda key: call.cell.init(key, call.features), key)
-    each, noise = call.batch // shards, None
+    each, noise, drawn = call.batch // shards, None, None
     if call.noisy and call.cell.noise is not None:
         draw = call.cell.noise
         noise = jax.eval_shape(lambda k, p: draw(k, p, each, call.time), key, params)
+        time_first = jax.eval_shape(
+            lambda step: jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), step), noise.step
+        )
+        drawn = noise._replace(step=time_first)
     carry = jax.eval_shape(lambda p: call.cell.initial_carry(p, each), params)
     schedule = schedule_for(
         jax.default_backend(),
@@ -238,7 +242,7 @@ def path(call: Call) -> Path:
         each,
         call.time,
         noise,
-        mixes_units=mixes_units(call.cell.fused, params, carry),
+        mixes_units=mixes_units(call.cell.fused, params, carry, drawn),
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"

@@ -61,13 +61,14 @@ def trace_gates(fused: Fused, params: Params, carry: Any, noise: Noise | None) -
     )
 
 
-def mixes_units(fused: Fused, params: Params, carry: Any) -> bool:
-    """Whether the gates, without noise, reduce over units or multiply by a matrix.
+def mixes_units(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> bool:
+    """Whether the gates reduce over units or multiply by a matrix.
 
     Args:
       fused: the cell's `fused`.
       params: its parameters.
       carry: its carry, leaves [B, ...].
+      noise: None, or its noise; `step` leaves are [T, B, ...].
     """
 
     def mixes(jaxpr: Jaxpr) -> bool:
@@ -76,7 +77,7 @@ def mixes_units(fused: Fused, params: Params, carry: Any) -> bool:
             for equation in jaxpr.eqns
         )
 
-    return mixes(_traced(fused, params, carry, None).jaxpr)
+    return mixes(_traced(fused, params, carry, noise).jaxpr)
 
 
 def _traced(fused: Fused, params: Params, carry: Any, noise: Noise | None) -> Any:

@@ -150,7 +150,8 @@ def unroll(
     else:
         each = batch // sharding.shards(batch)
         backend = jax.default_backend()
-        mixes = mixes_units(cell.fused, params, carry)
+        drawn = None if noise is None else noise._replace(step=inputs.noise)
+        mixes = mixes_units(cell.fused, params, carry, drawn)
         schedule = schedule_for(
             backend, cell.fused, params, each, time, noise, mixes_units=mixes
         )

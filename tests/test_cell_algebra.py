@@ -89,11 +89,21 @@ CELLS: dict[str, tuple[lj.Cell, int]] = {
     ),
 }
 FUSED = [
-    *("peephole", "coupled", "mgu", "indrnn", "slstm", "layer_norm_gru", "clip"),
-    *("zoneout", "drop_connect", "project", "block_diagonal", "project_noise", "deep"),
+    *("slstm", "layer_norm_gru", "block_diagonal", "project_noise", "deep"),
     "learned_initial_carry",
-    pytest.param("all_noise", marks=pytest.mark.slow),  # as project_noise
+    *(
+        pytest.param(name, marks=pytest.mark.slow)  # as those, or simpler
+        for name in (
+            *("peephole", "coupled", "mgu", "indrnn", "clip", "zoneout"),
+            *("drop_connect", "project", "all_noise"),
+        )
+    ),
 ]
+# Simpler than others, which show as much.
+SIMPLE = (
+    *("coupled", "coupled_peephole", "layer_norm_gru", "drop_connect", "clip"),
+    *("project", "learned_initial_carry", "all_noise"),
+)
 
 
 def cell_of(name: str) -> lj.Cell:
@@ -112,7 +122,7 @@ def options_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name == "all_noise" else name
+        pytest.param(name, marks=pytest.mark.slow if name in SIMPLE else ())
         for name in CELLS
     ],
 )

@@ -58,8 +58,13 @@ def arguments() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    ("ragged", "reverse"),
+    [
+        *((False, False), (True, True)),
+        *(pytest.param(a, not a, marks=pytest.mark.slow) for a in (False, True)),
+    ],
+)
 def test_equals_the_fused_path(ragged: bool, reverse: bool) -> None:
     given = arguments()
     if not ragged:

@@ -140,7 +140,11 @@ def test_products_accumulate_in_the_parameters_type(implementation: str) -> None
 @pytest.mark.parametrize("implementation", ["autodiff", "fused"])
 @pytest.mark.parametrize(
     ("product_dtype", "dtype"),
-    [(None, jnp.float16), (jnp.bfloat16, jnp.bfloat16), (None, jnp.float64)],
+    [
+        (None, jnp.float16),
+        pytest.param(jnp.bfloat16, jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param(None, jnp.float64, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_have_the_type_of_what_they_belong_to(
     product_dtype: Any, implementation: str, dtype: Any

@@ -190,7 +190,10 @@ def test_as_good_as_before_is_no_better(
             marks=pytest.mark.slow,
         ),
         # Saved at an evaluation of each epoch only, or also between.
-        ((4,), {"report.evaluate_every": 0, "checkpoint.every": 3}),
+        pytest.param(
+            *((4,), {"report.evaluate_every": 0, "checkpoint.every": 3}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_interrupted_run_ends_where_the_whole_one_does(

@@ -239,8 +239,14 @@ def test_gates_that_use_the_two_products_apart(
     assert_close(fused, autodiff)
 
 
-@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
-@pytest.mark.parametrize("shape", [(), (2,)])
+@pytest.mark.parametrize(
+    ("shape", "schedule"),
+    [
+        *(((), ROWS_FIRST), ((2,), ROWS_LAST)),
+        pytest.param((), ROWS_LAST, marks=pytest.mark.slow),
+        pytest.param((2,), ROWS_FIRST, marks=pytest.mark.slow),
+    ],
+)
 def test_integers_in_carry_and_outputs(
     shape: tuple[int, ...], schedule: Schedule
 ) -> None:
@@ -272,7 +278,9 @@ def test_integers_in_carry_and_outputs(
     assert_close(run("fused", schedule), run("autodiff"))
 
 
-@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(ROWS_FIRST, marks=pytest.mark.slow), ROWS_LAST]
+)
 def test_outputs_that_nothing_reads(schedule: Schedule) -> None:
     """Gradients of the last carry alone, of one entry of the outputs, of no output."""
 

@@ -50,14 +50,16 @@ def shared(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
         (lj.gated(HIDDEN, 1, shared), True),
         (CELLS["low_rank"], True),  # its gates have a matrix
         (zoneout(lj.lstm(HIDDEN), 0.1), False),
-        (CELLS["all_noise"], False),
+        (CELLS["all_noise"], True),  # a mean, if of noise that all rows share
     ],
 )
 def test_gates_that_reduce_over_units(cell: lj.Cell, mixes: bool) -> None:
     assert cell.fused is not None
-    params = random_params(cell)
+    params, noise = random_params(cell), None
+    if cell.noise is not None:
+        noise = cell.noise(jax.random.key(0), params, 2, 2)  # as many steps as rows
     carry = cell.initial_carry(params, 2)
-    assert mixes_units(cell.fused, params, carry) is mixes
+    assert mixes_units(cell.fused, params, carry, noise) is mixes
 
 
 @jax.jit

@@ -122,7 +122,9 @@ def same_noise() -> lj.Cell:
             ("masks and resets", "masked steps", "holes", "reversal", "resets"),
             ("steps", "rows", "content of padding"),
         ),
-        (averaging, ("rows",), ("steps", "reversal")),
+        pytest.param(
+            *(averaging, ("rows",), ("steps", "reversal")), marks=pytest.mark.slow
+        ),
         (
             lambda: lj.simple_rnn(laws.HIDDEN, bent),
             ("finite differences",),
@@ -131,7 +133,11 @@ def same_noise() -> lj.Cell:
         (lost, ("finite differences",), ("steps",)),
         (counting, (), ("finite differences", "float32")),
         (kinked, (), ("finite differences",)),
-        (lambda: lj.gated(laws.HIDDEN, 1, wide_gates), ("float32",), ("steps",)),
+        pytest.param(
+            lambda: lj.gated(laws.HIDDEN, 1, wide_gates),
+            *(("float32",), ("steps",)),
+            marks=pytest.mark.slow,
+        ),
         (same_noise, ("noise",), ("steps",)),
     ],
     ids=[
@@ -186,7 +192,7 @@ def test_a_law_that_raises_is_broken(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(laws, "LAWS", {"a": ("It is.", 0.0, fails)})
     (law,) = laws.check(lj.lstm(laws.HIDDEN), laws.FEATURES, lambda name: None)
-    assert (law.holds, law.failure) == (False, "IndexError: first line")
+    assert (law.holds, law.failure) == (False, "IndexError: first line second")
 
 
 def test_distance() -> None:

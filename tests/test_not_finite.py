@@ -142,6 +142,7 @@ def test_a_gradient(tmp_path: Path) -> None:
         training.fit(toy_config(), task, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_buckets(tmp_path: Path) -> None:
     inputs, labels, lengths = ragged_arrays()
     row = int(np.argmax(lengths))

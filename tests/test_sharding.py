@@ -89,7 +89,13 @@ def test_devices_equal_one(name: str, implementation: str) -> None:
 
 @pytest.mark.usefixtures("strict", "x64", "all_divided")
 @pytest.mark.parametrize("implementation", ["auto", "autodiff"])
-@pytest.mark.parametrize("name", ["lstm", "gru", "learned_initial", "memory"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "gru")),
+        *("learned_initial", "memory"),
+    ],
+)
 def test_divided_parameters_equal_whole_ones(name: str, implementation: str) -> None:
     """Values and gradients; of each gradient a device has its part."""
     cell = CELLS[name]
@@ -113,6 +119,7 @@ def test_divided_parameters_equal_whole_ones(name: str, implementation: str) -> 
         assert kernel.addressable_shards[0].data.size == kernel.size / 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("strict", "x64", "all_divided")
 def test_second_derivatives_on_devices() -> None:
     cell = lj.lstm(3)

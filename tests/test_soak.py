@@ -79,6 +79,7 @@ def test_terminated(whole: runs.Run, tmp_path: Path, monkeypatch: Any) -> None:
     assert row["lost"].startswith("exit code 2: error: ")
 
 
+@pytest.mark.slow
 def test_phases(whole: runs.Run, tmp_path: Path) -> None:
     """What each is told from, in the order of a run."""
 
