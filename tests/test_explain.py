@@ -143,6 +143,7 @@ def test_train_explains_and_trains_nothing(tmp_path: Path, call: Any) -> None:
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_train_makes_the_devices(tmp_path: Path) -> None:
     done = run_process(
         *("train.py", f"--workdir={tmp_path / 'run'}", *TINY, "--explain_engine"),

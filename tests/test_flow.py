@@ -75,7 +75,7 @@ FLOWS: dict[str, tuple[lj.Cell, Change]] = {
 # Whose steps have nothing that another one's lacks.
 SLOW = (
     *("gru_before", "zoneout", "learned_initial", "residual", "project", "relu_rnn"),
-    *("gru", "simple_rnn"),
+    *("gru", "simple_rnn", "jitted", "min_gru"),
 )
 
 

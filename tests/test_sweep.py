@@ -331,6 +331,7 @@ def test_where_all_diverge_one_line_says_so(tmp_path: Path) -> None:
         workdirs.load_source(tmp_path, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_vmap_is_one_by_one_and_nothing_is_communicated() -> None:
     """On two devices; across the end of an epoch, some members ended before."""
     task = toy_task(dropout=0.5, cells=(lj.lstm(3),))

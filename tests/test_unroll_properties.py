@@ -62,7 +62,8 @@ PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "lstm_jax"))
 def forgotten() -> Iterator[None]:
     """Of thousands of programs, each a few megabytes, none is needed again."""
     yield
-    jax.clear_caches()
+    if PROFILE.max_examples > 100:
+        jax.clear_caches()
 
 
 # Sizes that the cells of `example_cells` do not fix.
