@@ -289,6 +289,13 @@ def test_a_cell_of_few_features_learns_behind_a_layer() -> None:
             "    return lj.gated(size, 1, gates)",
             "a step fails: KeyError",
         ),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return lj.HiddenCarry(zx[1:]), zx\n"
+            "    return lj.gated(size, 1, gates)",
+            r"carries on h float32\[2, 7\] where it began with h float32\[2, 8\]",
+        ),
     ],
 )
 def test_files_that_are_no_cell(text: str | None, reason: str, tmp_path: Path) -> None:
@@ -515,7 +522,7 @@ def test_digits_are_measured_on_test_images(monkeypatch: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_full_adds_is_learnt(number: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(trials, "rows_of_digits", lambda digits: None)
+    monkeypatch.setattr(trials, "rows_of_digits", lambda digits: trials.fable())
     problem = examine.further_trials()[number]
     few = problem._replace(num_steps=trials.POINTS)
     found = trials.curve(few, lj.lstm(4), lambda line: None)

@@ -144,4 +144,6 @@ def _hint(names: Mapping[str, Any]) -> str:
     found = [repr(name.removesuffix(first)) for name in names if name.endswith(first)]
     if not found:
         return f"(no name ends with {first}: there is no recurrent module here)"
+    if found == ["''"]:
+        return "(its only module has no prefix: leave --prefix out)"
     return f"(choose the module by its prefix, of {', '.join(found)})"

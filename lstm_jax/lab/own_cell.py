@@ -80,21 +80,30 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
     A cell that adds its inputs to its outputs (`residual`) takes no others.
 
     Raises:
-      UserError: it takes neither, or its outputs are not [B, Y].
+      UserError: it takes neither, its state does not keep its shapes, or its outputs
+        are not [B, Y].
     """
     cell, wrong = own.make(hidden_size), None
 
     def first(key: Any, features: int) -> Any:
         params = cell.init(key, features)
         carry = cell.initial_carry(params, 2)
-        return cell.step(params, carry, jnp.zeros((2, features)))[1]
+        return carry, *cell.step(params, carry, jnp.zeros((2, features)))
 
     for tried in (features, hidden_size):
         try:
-            y = jax.eval_shape(lambda key, n=tried: first(key, n), jax.random.key(0))
+            before, new, y = jax.eval_shape(
+                lambda key, n=tried: first(key, n), jax.random.key(0)
+            )
         except (Exception, SystemExit) as error:
             wrong = wrong or error
             continue
+        if new != before:
+            raise UserError(
+                f"{own.name}: of two rows a step carries on {_shown(new)} where it "
+                f"began with {_shown(before)}: the gates' state has to keep its shapes "
+                "and types"
+            )
         if getattr(y, "ndim", None) != 2:
             raise UserError(
                 f"{own.name}: its step outputs {y}: the lab takes one array [B, Y]"
@@ -102,6 +111,14 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
         return tried
     assert wrong is not None
     raise UserError(f"{own.name}: a step fails: {said(wrong)}") from wrong
+
+
+def _shown(state: Any) -> str:
+    """Such as "h float32[2, 8]"."""
+    return ", ".join(
+        f"{jax.tree_util.keystr(path, simple=True)} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    )
 
 
 def said(error: BaseException) -> str:
