@@ -253,7 +253,7 @@ def lstm_dict(**changed: Any) -> Any:
         ),
         (
             lambda: convert.from_torch(lstm_dict(), "lstm", "b."),
-            r"no name begins with 'b.' \(choose the module by its prefix, of ''\)",
+            r"begins with 'b.' \(its only module has no prefix: leave --prefix out\)",
         ),
         (lambda: convert.from_torch({}, "lstm"), "no name ends with weight_ih_l0"),
         (
