@@ -74,6 +74,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert "cannot be made" in err
 
 
+@pytest.mark.slow
 def test_a_program_that_was_not_written_to_its_end_is_written_again(
     tmp_path: Path,
 ) -> None:

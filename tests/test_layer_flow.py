@@ -87,6 +87,7 @@ def test_is_that_of_each_layer_alone() -> None:
         assert f"{name}/gain_10" not in row  # of six steps
 
 
+@pytest.mark.slow
 def test_of_a_language_model() -> None:
     """Its carry and its resets, and a task that runs the model to see the carry."""
     fields = {"task": "language_model", "data.level": "char", "data.length": 12}

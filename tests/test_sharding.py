@@ -180,7 +180,7 @@ def collectives_in_loops(program: str) -> list[str]:
 @pytest.mark.usefixtures("fast_runs", "all_divided")
 @pytest.mark.parametrize(
     ("count", "fsdp"),
-    [(4, True), pytest.param(2, False, marks=pytest.mark.slow)],
+    [pytest.param(4, True, marks=pytest.mark.slow), (2, False)],
 )
 def test_training_on_devices_equals_one(count: int, fsdp: bool, tmp_path: Path) -> None:
     """With dropout, and a last batch that is padded."""
@@ -227,6 +227,7 @@ def test_no_loop_over_time_waits_for_other_devices() -> None:
     assert collectives_in_loops(program) == []
 
 
+@pytest.mark.slow
 def test_divided_parameters_are_gathered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "_LEAST_ENTRIES", 13)
     program = compiled_step(2, fsdp=True, dense=(6,))

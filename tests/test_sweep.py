@@ -370,6 +370,7 @@ def test_vmap_is_one_by_one_and_nothing_is_communicated() -> None:
     assert np.abs(states[0].params["head"]["kernel"][0]).sum() > 0.1
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_epoch(
     tmp_path: Path, interrupting: dict[int, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,6 +417,7 @@ def test_what_cannot_be_swept_makes_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_started_from_another_run(tmp_path: Path) -> None:
     config = sweep_config(num_steps=1, **{"optimizer.learning_rate": 0.0})
     config.sweep.learning_rates = ()
