@@ -15,6 +15,7 @@ from lstm_jax import checkpoints, processes
 from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
+from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
 from lstm_jax.steps import TrainState
 
@@ -214,8 +215,7 @@ def _refuse_sweep(workdir: str | Path) -> None:
     """Raises a `UserError` where the parameters are those of many runs."""
     if not (Path(workdir) / CONFIG_FILE).exists():
         return
-    sweep = read_config(workdir).sweep
-    if not sweep.seeds and not sweep.learning_rates:
+    if not members_of(read_config(workdir)):
         return
     folders = sorted(Path(workdir, MEMBERS_FOLDER).glob("seed*"))
     made = [str(path) for path in folders if path.suffix != ".tmp"]  # not half of one
