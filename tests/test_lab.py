@@ -522,6 +522,7 @@ def test_digits_are_measured_on_test_images(monkeypatch: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_full_adds_is_learnt(number: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(examine, "read_mnist", lambda folder: {})
     monkeypatch.setattr(trials, "rows_of_digits", lambda digits: trials.fable())
     problem = examine.further_trials()[number]
     few = problem._replace(num_steps=trials.POINTS)
