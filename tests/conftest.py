@@ -28,7 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Checks the shape and type annotations of the package at run time; before its import.
-jaxtyping.install_import_hook("lstm_jax", "beartype.beartype")
+jaxtyping.install_import_hook("lstm_jax", "checking.checked")
 
 collect_ignore = ["golden"]  # scripts that wrote the golden files; they need PyTorch
 
@@ -55,24 +55,23 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture(scope="module")
-def fast_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Programs compiled before are read from a folder, and no curves are drawn."""
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder from which programs that these tests compiled before are read."""
     folder = tmp_path_factory.getbasetemp() / "cache"
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # Jax looks at the options once.
+    compilation_cache.reset_cache()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fast_runs(compiled: Path) -> Iterator[Path]:
+    """No curves are drawn, and programs are read from a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lstm_jax.reporting.draw_curves", lambda rows, title: b"")
-        for values in (options, before):
-            for name, value in values.items():
-                jax.config.update(name, value)
-            # Jax looks at the options once.
-            compilation_cache.reset_cache()
-            if values is options:
-                yield folder
+        yield compiled
 
 
 @pytest.fixture(scope="session")
