@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jaxtyping import Array, Float
 
 import lstm_jax as lj
@@ -277,20 +278,23 @@ INVENTED = {
 }
 CELLS = BUILT_IN | INVENTED | {"gru_before": lj.gru(HIDDEN, reset_after=False)}
 
-# (cell, implementation, reverse): both implementations in both directions, all
-# built-in cells, and one whose initial carry is not zero.
+# (cell, implementation, reverse): both implementations in both directions, and a cell
+# whose initial carry is not zero; with those of `MORE_RUNS` all built-in cells.
 RUNS = [
     ("lstm", "autodiff", False),
     ("lstm", "fused", True),
-    ("gru", "autodiff", True),
     ("gru", "fused", False),
-    ("simple_rnn", "autodiff", False),
-    ("simple_rnn", "fused", True),
-    ("gru_before", "autodiff", False),
     ("gru_before", "autodiff", True),
     ("learned_initial", "autodiff", True),
     ("learned_initial", "fused", False),
 ]
+MORE_RUNS = [
+    ("gru", "autodiff", True),
+    ("simple_rnn", "autodiff", False),
+    ("simple_rnn", "fused", True),
+    ("gru_before", "autodiff", False),
+]
+MARKED_RUNS = RUNS + [pytest.param(*run, marks=pytest.mark.slow) for run in MORE_RUNS]
 
 
 def random_params(cell: lj.Cell, seed: int = 0, input_size: int = INPUT) -> Params:

@@ -89,20 +89,21 @@ CELLS: dict[str, tuple[lj.Cell, int]] = {
     ),
 }
 FUSED = [
-    *("slstm", "layer_norm_gru", "block_diagonal", "project_noise", "deep"),
-    "learned_initial_carry",
+    *("slstm", "project_noise", "learned_initial_carry"),
     *(
         pytest.param(name, marks=pytest.mark.slow)  # as those, or simpler
         for name in (
             *("peephole", "coupled", "mgu", "indrnn", "clip", "zoneout"),
-            *("drop_connect", "project", "all_noise"),
+            *("drop_connect", "project", "all_noise", "layer_norm_gru"),
+            *("block_diagonal", "deep"),
         )
     ),
 ]
 # Simpler than others, which show as much.
 SIMPLE = (
     *("coupled", "coupled_peephole", "layer_norm_gru", "drop_connect", "clip"),
-    *("project", "learned_initial_carry", "all_noise"),
+    *("project", "learned_initial_carry", "all_noise", "peephole", "mgu", "indrnn"),
+    *("slstm", "min_lstm", "zoneout", "residual"),
 )
 
 
@@ -198,8 +199,14 @@ def test_fused_equals_autodiff(name: str) -> None:
         assert float(np.max(np.abs(leaf))) > 0, path
 
 
-@pytest.mark.parametrize("name", ["min_gru", "min_lstm"])
-@pytest.mark.parametrize("implementation", ["autodiff", "fused"])
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        *(("min_gru", "autodiff"), ("min_lstm", "fused")),
+        pytest.param("min_gru", "fused", marks=pytest.mark.slow),
+        pytest.param("min_lstm", "autodiff", marks=pytest.mark.slow),
+    ],
+)
 def test_a_parallel_cell_has_the_gradients_of_its_loop(
     name: str, implementation: Any
 ) -> None:

@@ -52,7 +52,9 @@ def last_outputs(
     return np.concatenate(parts, -1)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "bidirectional", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_classifier_reads_the_last_output(bidirectional: bool) -> None:
     module = SequenceClassifier((lj.lstm(HIDDEN),), 7, bidirectional=bidirectional)
     xs = draw_inputs()

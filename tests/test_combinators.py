@@ -36,7 +36,13 @@ def drawn_noise(cell: lj.Cell, params: Any, key: Any) -> lj.Noise:
     return jax.tree.map(np.asarray, cell.noise(key, params, BATCH, TIME))
 
 
-@pytest.mark.parametrize("name", ["twice", "zoneout", "all_noise"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("twice", "zoneout")),
+        "all_noise",
+    ],
+)
 def test_fused_equals_autodiff(name: str) -> None:
     cell = DROPPED[name]
     params = random_params(cell)

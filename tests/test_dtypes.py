@@ -27,9 +27,9 @@ MAKERS = {
 }
 WAYS = [
     ("lstm", "fused", None, TIME),
-    ("lstm", "fused", ROWS_LAST, TIME),  # one chunk
-    ("lstm", "fused", ROWS_LAST, 2 * TIME + 1),  # two, and one of a single step
-    ("gru_before", "autodiff", None, TIME),
+    ("lstm", "fused", ROWS_LAST, 2 * TIME + 1),  # two chunks, and one of a single step
+    pytest.param("lstm", "fused", ROWS_LAST, TIME, marks=pytest.mark.slow),
+    pytest.param("gru_before", "autodiff", None, TIME, marks=pytest.mark.slow),
     pytest.param("lstm", "autodiff", None, TIME, marks=pytest.mark.slow),
     pytest.param("gru", "fused", None, TIME, marks=pytest.mark.slow),
 ]
@@ -168,7 +168,10 @@ def test_gradients_have_the_type_of_what_they_belong_to(
 
 @pytest.mark.parametrize(
     ("implementation", "schedule"),
-    [("autodiff", None), ("fused", None), ("fused", ROWS_LAST)],
+    [
+        pytest.param("autodiff", None, marks=pytest.mark.slow),
+        *(("fused", None), ("fused", ROWS_LAST)),
+    ],
 )
 def test_everything_has_the_parameters_type(
     implementation: str, schedule: Schedule | None

@@ -130,8 +130,8 @@ RESETS = np.array([[0] * 4, [0, 0, 1, 0], [1] * 4], bool)
     [
         *((name, False, False) for name in FLOWS if name not in SLOW),
         *(pytest.param(name, False, False, marks=pytest.mark.slow) for name in SLOW),
-        ("learned_initial", True, False),
         ("gru", True, True),
+        pytest.param("learned_initial", True, False, marks=pytest.mark.slow),
         pytest.param("lstm", False, True, marks=pytest.mark.slow),
     ],
 )

@@ -36,7 +36,7 @@ FUSED = BUILT_IN | INVENTED
 # Cells that have in common what others show.
 MORE = (
     *("drop_connect", "low_rank", "recurrent_dropout", "memory", "zoneout"),
-    *("block_diagonal", "coupled_peephole"),
+    *("block_diagonal", "coupled_peephole", "simple_rnn", "learned_initial"),
 )
 
 
@@ -92,7 +92,9 @@ def test_equals_autodiff(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["drop_connect", "gru"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("drop_connect", marks=pytest.mark.slow), "gru"]
+)
 def test_equals_autodiff_without_options(name: str, layout: str) -> None:
     """No mask, no resets, no carry, no key."""
     cell = CELLS[name]
@@ -157,8 +159,8 @@ LONGEST = 41
         (1, False, ROWS_LAST),
         (19, False, ROWS_FIRST),
         (20, True, ROWS_LAST),
-        (41, True, ROWS_FIRST),
-        (41, False, ROWS_LAST),
+        pytest.param(41, True, ROWS_FIRST, marks=pytest.mark.slow),
+        pytest.param(41, False, ROWS_LAST, marks=pytest.mark.slow),
         (41, True, ROWS_LAST),
     ],
 )
@@ -242,9 +244,14 @@ def test_gates_that_use_the_two_products_apart(
 @pytest.mark.parametrize(
     ("shape", "schedule"),
     [
-        *(((), ROWS_FIRST), ((2,), ROWS_LAST)),
-        pytest.param((), ROWS_LAST, marks=pytest.mark.slow),
-        pytest.param((2,), ROWS_FIRST, marks=pytest.mark.slow),
+        ((2,), ROWS_LAST),
+        *(
+            pytest.param(shape, schedule, marks=pytest.mark.slow)
+            for shape, schedule in (
+                *(((), ROWS_FIRST), ((), ROWS_LAST)),
+                ((2,), ROWS_FIRST),
+            )
+        ),
     ],
 )
 def test_integers_in_carry_and_outputs(
@@ -307,7 +314,15 @@ def test_outputs_that_nothing_reads(schedule: Schedule) -> None:
         assert_close(fused, read(which, "autodiff"))
 
 
-@pytest.mark.parametrize("schedule", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(
+            layout, id=name, marks=() if layout == ROWS_LAST else pytest.mark.slow
+        )
+        for name, layout in LAYOUTS.items()
+    ],
+)
 def test_few_rows(schedule: Schedule) -> None:
     """None, and one."""
     cell = CELLS["gru"]

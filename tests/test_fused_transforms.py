@@ -104,10 +104,12 @@ def grad_of_grad(loss: Loss, params: Any, xs: Any, carry: Any, key: Any) -> Any:
         ("simple_rnn", grad_of_grad),
         *(
             pytest.param("all_noise", transform, marks=pytest.mark.slow)
-            for transform in (grad_of_jit, grad_of_checkpoint, grad_of_vmap_over_params)
+            for transform in (
+                *(grad_of_jit, grad_of_checkpoint, grad_of_vmap_over_params),
+                grad_of_scan,
+            )
         ),
         ("all_noise", vmap_of_grad_over_inputs),
-        ("all_noise", grad_of_scan),
     ],
 )
 def test_equals_autodiff(name: str, transform: Any) -> None:

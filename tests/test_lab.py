@@ -125,13 +125,16 @@ def same_noise() -> lj.Cell:
         pytest.param(
             *(averaging, ("rows",), ("steps", "reversal")), marks=pytest.mark.slow
         ),
-        (
+        pytest.param(
             lambda: lj.simple_rnn(laws.HIDDEN, bent),
             ("finite differences",),
             ("gradients", "resets"),
+            marks=pytest.mark.slow,
         ),
         (lost, ("finite differences",), ("steps",)),
-        (counting, (), ("finite differences", "float32")),
+        pytest.param(
+            *(counting, (), ("finite differences", "float32")), marks=pytest.mark.slow
+        ),
         (kinked, (), ("finite differences",)),
         pytest.param(
             lambda: lj.gated(laws.HIDDEN, 1, wide_gates),

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_cells import CELLS, RUNS, random_carry, random_params, random_xs
+from example_cells import (
+    CELLS,
+    MARKED_RUNS,
+    MORE_RUNS,
+    RUNS,
+    random_carry,
+    random_params,
+    random_xs,
+)
 from reference import (
     assert_close,
     assert_same_bits,
@@ -41,7 +49,7 @@ def random_resets() -> np.ndarray:
 
 
 @pytest.mark.parametrize("valid", [RAGGED, HOLES], ids=["ragged", "holes"])
-@pytest.mark.parametrize(("name", "implementation", "reverse"), RUNS)
+@pytest.mark.parametrize(("name", "implementation", "reverse"), MARKED_RUNS)
 def test_masked_steps_keep_the_carry_and_give_zero(
     name: str, implementation: str, reverse: bool, valid: np.ndarray
 ) -> None:
@@ -91,7 +99,11 @@ def test_lengths_are_a_mask(implementation: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "implementation", "reverse", "schedule"),
-    [(*run, None) for run in RUNS] + [("lstm", "fused", True, ROWS_LAST)],
+    [
+        *((*run, None) for run in RUNS),
+        ("lstm", "fused", True, ROWS_LAST),
+        *(pytest.param(*run, None, marks=pytest.mark.slow) for run in MORE_RUNS),
+    ],
 )
 def test_padding_content_changes_no_bit(
     name: str, implementation: str, reverse: bool, schedule: Schedule | None
@@ -158,7 +170,7 @@ def test_amount_of_padding_changes_rounding_only(
     assert_close(run(16), run(0), 1e-12)
 
 
-@pytest.mark.parametrize(("name", "implementation", "reverse"), RUNS)
+@pytest.mark.parametrize(("name", "implementation", "reverse"), MARKED_RUNS)
 def test_deleting_masked_steps_changes_nothing(
     name: str, implementation: str, reverse: bool
 ) -> None:

@@ -87,6 +87,7 @@ def numbers_after(printed: str, label: str) -> float:
     return float(line.removeprefix(label).split()[0])
 
 
+@pytest.mark.slow
 def test_it_runs(ran: Ran) -> None:
     assert numbers_after(ran.printed, "past the end:") == 0
     for label in ("in two parts:", "after a reset:", "in reverse:"):
@@ -94,12 +95,14 @@ def test_it_runs(ran: Ran) -> None:
     assert ran.names["carry"].slow.shape == (4, 16)
 
 
+@pytest.mark.slow
 def test_it_is_checked(ran: Ran) -> None:
     assert numbers_after(ran.printed, "from autodiff:") < 1e-12
     assert ran.printed.count("Holds: True\n") == 2
     assert "False" not in ran.printed
 
 
+@pytest.mark.slow
 def test_it_is_combined(ran: Ran) -> None:
     names = ran.names
     norm = names["deep_params"]["layer_0"]["layer_norm"]
@@ -109,6 +112,7 @@ def test_it_is_combined(ran: Ran) -> None:
     assert 1e-3 < moved < 1
 
 
+@pytest.mark.slow
 def test_each_unit_hears_itself_alone(ran: Ran) -> None:
     names = ran.names
     assert names["alone_params"]["recurrent_kernel"].shape == (48,)
@@ -121,18 +125,21 @@ def test_each_unit_hears_itself_alone(ran: Ran) -> None:
     np.testing.assert_array_equal(moved, np.eye(16, dtype=bool))
 
 
+@pytest.mark.slow
 def test_it_learns(ran: Ran) -> None:
     assert ran.names["result"]["test_accuracy"] > 0.9
     losses = ran.names["losses"]
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_runs(ran: Ran) -> None:
     names = ran.names
     assert np.all(np.asarray(names["ys_deeper"][1, 7:]) == 0)
     assert np.any(np.asarray(names["ys_deeper"][1, 6]) != 0)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_refused(ran: Ran) -> None:
     traced, headless, named, wrapped = ran.printed.splitlines()[-4:]
     assert traced.startswith("TypeError: gates closes over a traced value")

@@ -29,8 +29,7 @@ CELLS = BUILT_IN | INVENTED
 BATCH, TIME = 4, 26  # two chunks
 # The others have in common what these show.
 DISTINCT = {
-    *((name, "auto") for name in ("lstm", "memory", "learned_initial", "all_noise")),
-    ("all_noise", "autodiff"),
+    *((name, "auto") for name in ("learned_initial", "all_noise")),
 }
 
 
@@ -93,7 +92,8 @@ def test_devices_equal_one(name: str, implementation: str) -> None:
     "name",
     [
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "gru")),
-        *("learned_initial", "memory"),
+        pytest.param("learned_initial", marks=pytest.mark.slow),
+        "memory",
     ],
 )
 def test_divided_parameters_equal_whole_ones(name: str, implementation: str) -> None:

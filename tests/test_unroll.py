@@ -35,10 +35,12 @@ BATCH, TIME = 4, 7
     ("name", "implementation", "reverse"),
     [
         ("lstm", "autodiff", True),
-        ("lstm", "fused", False),
         ("gru", "fused", True),
-        ("simple_rnn", "fused", False),
         ("gru_before", "autodiff", False),
+        *(
+            pytest.param(name, "fused", False, marks=pytest.mark.slow)
+            for name in ("lstm", "simple_rnn")
+        ),
     ],
 )
 def test_equals_python_loop_of_step(
@@ -85,10 +87,14 @@ def test_carry_defaults_to_initial_carry(implementation: str) -> None:
     ("name", "implementation", "reverse"),
     [
         ("lstm", "autodiff", False),
-        ("lstm", "autodiff", True),
-        ("lstm", "fused", False),
         ("lstm", "fused", True),
-        ("gru_before", "autodiff", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *(("lstm", "autodiff", True), ("lstm", "fused", False)),
+                ("gru_before", "autodiff", True),
+            )
+        ),
     ],
 )
 def test_concatenation(name: str, implementation: str, reverse: bool) -> None:
