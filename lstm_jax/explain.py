@@ -13,7 +13,6 @@ from jax.extend.core import Jaxpr
 
 from lstm_jax import layout, sharding
 from lstm_jax.cells import Cell
-from lstm_jax.gate_tracing import mixes_units
 from lstm_jax.layers import Recurrent
 from lstm_jax.schedule import schedule_for
 from lstm_jax.tasks.task import Task, longest
@@ -226,23 +225,17 @@ def path(call: Call) -> Path:
         )
     key = jax.random.key(0)
     params = jax.eval_shape(lambda key: call.cell.init(key, call.features), key)
-    each, noise, drawn = call.batch // shards, None, None
+    each, noise = call.batch // shards, None
     if call.noisy and call.cell.noise is not None:
         draw = call.cell.noise
         noise = jax.eval_shape(lambda k, p: draw(k, p, each, call.time), key, params)
         time_first = jax.eval_shape(
             lambda step: jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), step), noise.step
         )
-        drawn = noise._replace(step=time_first)
+        noise = noise._replace(step=time_first)
     carry = jax.eval_shape(lambda p: call.cell.initial_carry(p, each), params)
     schedule = schedule_for(
-        jax.default_backend(),
-        call.cell.fused,
-        params,
-        each,
-        call.time,
-        noise,
-        mixes_units=mixes_units(call.cell.fused, params, carry, drawn),
+        jax.default_backend(), call.cell.fused, params, carry, each, call.time, noise
     )
     rows = "first" if schedule.rows == layout.FIRST else "last"
     hoisted = "of all steps before the loop" if schedule.hoist else "in each step"

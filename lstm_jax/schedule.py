@@ -1,11 +1,12 @@
 """How the fused path lays out its loops, by backend and shape."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import Fused, Noise, Params, extras_of
+from lstm_jax.gate_tracing import mixes_units
 from lstm_jax.layout import FIRST, LAST, RowAxis
 
 # Rows of a device from which a processor's products are as fast or faster rows last.
@@ -47,23 +48,22 @@ def schedule_for(
     backend: str,
     fused: Fused,
     params: Params,
+    carry: Any,
     batch: int,
     time: int,
     noise: Noise | None = None,
-    *,
-    mixes_units: bool = False,
 ) -> Schedule:
     """What the measurements in docs/performance.md favour.
 
     Args:
       backend: as `jax.default_backend` names it.
       fused: the cell's `fused`.
-      params: the cell's parameters, of which the shapes count.
+      params: the cell's parameters, of which the shapes count, as of all arrays here.
+      carry: the cell's carry, leaves [rows, ...].
       batch: rows on a device.
       time: steps of the loop. Where this or `batch` is a symbol of `jax.export`, the
         program is for any size, and may run on any backend.
-      noise: None, or the loop's.
-      mixes_units: as `lstm_jax.gate_tracing.mixes_units` tells of the gates.
+      noise: None, or the loop's; `step` leaves are [T, rows, ...].
     """
     own_product = fused.recurrent is not None
     exported = not (isinstance(batch, int) and isinstance(time, int))
@@ -72,14 +72,19 @@ def schedule_for(
         # at each step.
         read = extras_of(params)
         read = {name: read[name] for name in read if name not in fused.unread}
-        matrices = mixes_units or any(a.ndim > 1 for a in jax.tree.leaves(read))
+        matrices = any(a.ndim > 1 for a in jax.tree.leaves(read))
         # So it does where a product of the cell's own meets numbers of each row, or is
         # no product of matrices: a transpose between the two stays one.
         entrywise = own_product and (
             jnp.ndim(params.get("recurrent_kernel", 0)) == 1
             or (noise is not None and len(jax.tree.leaves(noise.sequence)) > 0)
         )
-        last = batch >= _ROWS_LAST_FROM and not matrices and not entrywise
+        last = not (
+            batch < _ROWS_LAST_FROM
+            or matrices
+            or entrywise
+            or mixes_units(fused, params, carry, noise)
+        )
         return Schedule(
             rows=LAST if last else FIRST,
             hoist=False,

@@ -19,7 +19,6 @@ from lstm_jax import sharding
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.cudnn import cudnn_unroll, why_not
 from lstm_jax.fused import fused_unroll
-from lstm_jax.gate_tracing import mixes_units
 from lstm_jax.gated_steps import Inputs, masked
 from lstm_jax.layout import where_rows
 from lstm_jax.pallas import pallas_unroll
@@ -151,10 +150,7 @@ def unroll(
         each = batch // sharding.shards(batch)
         backend = jax.default_backend()
         drawn = None if noise is None else noise._replace(step=inputs.noise)
-        mixes = mixes_units(cell.fused, params, carry, drawn)
-        schedule = schedule_for(
-            backend, cell.fused, params, each, time, noise, mixes_units=mixes
-        )
+        schedule = schedule_for(backend, cell.fused, params, carry, each, time, drawn)
         run = functools.partial(fused_unroll, cell.fused, schedule=schedule, **options)
     carry, outs = run(params, inputs, carry, initial, noise)
     ys, carries = _swap(outs)

@@ -1,5 +1,6 @@
 """What all tests share: the platform, run-time shape checks, strict arithmetic."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -31,6 +32,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 jaxtyping.install_import_hook("lstm_jax", "checking.checked")
 
 collect_ignore = ["golden"]  # scripts that wrote the golden files; they need PyTorch
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: looked through over and over it costs seconds."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ LAYOUTS = {
 def scheduled(schedule: Schedule) -> Iterator[None]:
     """`unroll` takes this schedule, not transposed for a cell with its own product."""
 
-    def schedule_for(
-        backend: str, fused: Any, *sizes: Any, mixes_units: bool
-    ) -> Schedule:
+    def schedule_for(backend: str, fused: Any, *sizes: Any) -> Schedule:
         if fused.recurrent is None:
             return schedule
         return schedule._replace(transposed=False)

@@ -23,7 +23,7 @@ from lstm_jax import steps, training, workdirs
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
 
-@pytest.mark.parametrize("ema", [0.5, 0.99])
+@pytest.mark.parametrize("ema", [0.5, pytest.param(0.99, marks=pytest.mark.slow)])
 def test_average_follows_its_recurrence(ema: float) -> None:
     """With a short memory at first: of 1/10 after the first step, 2/11 after two."""
     config, task = toy_config(**{"optimizer.ema": ema}), toy_task()

@@ -148,7 +148,9 @@ def test_evaluation_is_that_of_masking() -> None:
     np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize(
+    "pooling", ["last", pytest.param("mean", marks=pytest.mark.slow)]
+)
 def test_gradient_of_a_batch_is_that_of_masking(pooling: str) -> None:
     inputs, labels, lengths = ragged_arrays()
     fields = {**CELLS, "pooling": pooling, "bidirectional": True}

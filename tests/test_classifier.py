@@ -116,7 +116,12 @@ def pooled(
 
 
 @pytest.mark.parametrize(
-    ("pooling", "bidirectional"), [("last", True), ("mean", False), ("max", True)]
+    ("pooling", "bidirectional"),
+    [
+        ("last", True),
+        ("mean", False),
+        pytest.param("max", True, marks=pytest.mark.slow),
+    ],
 )
 def test_pooling_is_over_the_valid_steps(pooling: Any, bidirectional: bool) -> None:
     module = SequenceClassifier(

@@ -45,7 +45,9 @@ def test_fused() -> None:
     # One in the loop backward, and three a chunk.
     assert CALL.cell.fused is not None
     params = CALL.cell.init(jax.random.key(0), FEATURES)
-    chunks = TIME / schedule_for("cpu", CALL.cell.fused, params, BATCH, TIME).chunk
+    carry = CALL.cell.initial_carry(params, BATCH)
+    schedule = schedule_for("cpu", CALL.cell.fused, params, carry, BATCH, TIME)
+    chunks = TIME / schedule.chunk
     assert products == pytest.approx(3 + 3 * chunks / TIME, rel=0.01)
     assert share > 0
 

@@ -26,6 +26,7 @@ from reference import (
 from schedules import LAYOUTS, ROWS_FIRST, ROWS_LAST, scheduled
 
 import lstm_jax as lj
+from lstm_jax.combinators import layer_norm
 from lstm_jax.layout import FIRST, LAST
 from lstm_jax.schedule import Schedule, schedule_for
 
@@ -107,36 +108,33 @@ def test_equals_autodiff_without_options(name: str, layout: str) -> None:
 
 
 def test_schedule_by_backend_and_shape() -> None:
-    def chosen(
-        backend: str, cell: lj.Cell, batch: int, time: int, mixes: bool = False
-    ) -> tuple[Any, ...]:
+    def chosen(backend: str, cell: lj.Cell, batch: int, time: int) -> tuple[Any, ...]:
         assert cell.fused is not None
         params = jax.eval_shape(lambda key: cell.init(key, INPUT), jax.random.key(0))
+        carry = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
         noise = None
         if cell.noise is not None:
             noise = cell.noise(noise_key(0), random_params(cell), batch, time)
-        return schedule_for(
-            backend, cell.fused, params, batch, time, noise, mixes_units=mixes
-        )[:-1]
+            step = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), noise.step)
+            noise = noise._replace(step=step)
+        return schedule_for(backend, cell.fused, params, carry, batch, time, noise)[:-1]
 
     lstm, own = lj.lstm(HIDDEN), CELLS["drop_connect"]
     low_rank = CELLS["low_rank"]
-    assert low_rank.fused is not None
-    # Its matrix is said to meet no gates.
-    unread = low_rank.fused._replace(unread=("projection",))
     # Their own products are entry by entry, in part or whole.
     dropped, indrnn = CELLS["recurrent_dropout"], lj.indrnn(HIDDEN)
-    # Its gates meet a matrix of parameters.
+    # Its gates are given a matrix of parameters, or are said not to read it.
     matrix = lj.gated(
         HIDDEN,
         1,
         lambda extras, carry, zx, zh: (carry, zx),
         init_extra=lambda key, size: {"readout": jnp.ones((HIDDEN, HIDDEN))},
     )
+    assert matrix.fused is not None
+    unread = matrix._replace(fused=matrix.fused._replace(unread=("readout",)))
     assert chosen("cpu", lstm, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", own, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", low_rank, 64, 500) == (FIRST, False, False, 10, 1)
-    unread = low_rank._replace(fused=unread)
     assert chosen("cpu", unread, 64, 500) == (LAST, False, False, 10, 1)
     assert chosen("cpu", dropped, 64, 500) == (FIRST, False, False, 10, 1)
     assert chosen("cpu", indrnn, 64, 500) == (FIRST, False, False, 10, 1)
@@ -145,7 +143,10 @@ def test_schedule_by_backend_and_shape() -> None:
     assert chosen("cpu", lstm, 5000, 3) == (LAST, False, False, 2, 1)
     assert chosen("cpu", lstm, 64, 28) == (LAST, False, False, 7, 1)
     assert chosen("cpu", matrix, 64, 28) == (FIRST, False, True, 7, 1)
-    assert chosen("cpu", lstm, 64, 28, mixes=True) == (FIRST, False, True, 7, 1)
+    # Its gates reduce over units.
+    norm = layer_norm(lstm)
+    assert chosen("cpu", norm, 64, 28) == (FIRST, False, True, 7, 1)
+    assert chosen("gpu", norm, 64, 28) == (FIRST, True, False, 28, 8)
     assert chosen("gpu", lstm, 64, 500) == (FIRST, True, False, 500, 4)
     assert chosen("tpu", lstm, 64, 28) == (FIRST, True, False, 28, 8)
 
@@ -221,7 +222,9 @@ def only_recurrent(zx: Any, zh: Any) -> Any:
     return jnp.tanh(0.5 + zh)
 
 
-@pytest.mark.parametrize("schedule", [ROWS_FIRST, ROWS_LAST])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(ROWS_FIRST, marks=pytest.mark.slow), ROWS_LAST]
+)
 @pytest.mark.parametrize("function", [compared, stopped, only_input, only_recurrent])
 def test_gates_that_use_the_two_products_apart(
     function: Any, schedule: Schedule

@@ -140,7 +140,9 @@ def test_closures_over_constants_are_allowed() -> None:
         assert_close(gradient("fused")(params), gradient("autodiff")(params))
 
 
-@pytest.mark.parametrize("transform", [grad, grad_of_vmap])
+@pytest.mark.parametrize(
+    "transform", [pytest.param(grad, marks=pytest.mark.slow), grad_of_vmap]
+)
 def test_initial_carry_may_close_over_a_traced_value(transform: Any) -> None:
     def make(rate: Any) -> lj.Cell:
         def initial_carry(params: Any, batch_size: int) -> lj.HiddenCarry:

@@ -51,7 +51,9 @@ def told(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "not_finite.json").read_text())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)]
+)
 def test_an_input(tmp_path: Path, value: float) -> None:
     """A batch with it is named, with the example; what was saved before stays."""
     task, at = task_with(value, at=7), 7

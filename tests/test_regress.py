@@ -88,7 +88,7 @@ def reported(task: Task, sums: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("batch_size", [5, 40])
+@pytest.mark.parametrize("batch_size", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_metrics_are_those_of_all_windows(
     config: Config, numbers: np.ndarray, batch_size: int
 ) -> None:

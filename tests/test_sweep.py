@@ -255,7 +255,9 @@ def test_a_member_that_diverges_ends_no_other(tmp_path: Path) -> None:
     assert folder_of(tmp_path, Member(0, 0.1)).exists()
 
 
-@pytest.mark.parametrize("rates", [(1.0, 0.1), (1.0,)])
+@pytest.mark.parametrize(
+    "rates", [(1.0, 0.1), pytest.param((1.0,), marks=pytest.mark.slow)]
+)
 def test_the_best_before_a_member_diverged_answers(
     tmp_path: Path, rates: tuple[float, ...]
 ) -> None:

@@ -83,7 +83,9 @@ def by_hand(params: Any, tagged: Tagged, task: Task) -> tuple[float, float, int]
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize(("buckets", "batch_size"), [(1, 5), (3, 4)])
+@pytest.mark.parametrize(
+    ("buckets", "batch_size"), [pytest.param(1, 5, marks=pytest.mark.slow), (3, 4)]
+)
 def test_loss_and_accuracy_are_those_of_all_words(
     config: Config, buckets: int, batch_size: int
 ) -> None:

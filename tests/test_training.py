@@ -120,6 +120,7 @@ def test_fit_learns_a_task_of_own_arrays(
     assert task.summary.splitlines()[-1].split() == ["total", "43"]
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
