@@ -9,7 +9,7 @@ _made: dict[Any, Callable[..., Any]] = {}
 
 
 def checked(declared: Callable[..., Any]) -> Callable[..., Any]:
-    """As `beartype`; a fifth of the time would go into cells, which are closures.
+    """As `beartype`; a tenth of the time would go into cells, which are closures.
 
     Args:
       declared: a function of no body, which jaxtyping makes for a function of the
