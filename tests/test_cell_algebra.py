@@ -103,7 +103,7 @@ FUSED = [
 SIMPLE = (
     *("coupled", "coupled_peephole", "layer_norm_gru", "drop_connect", "clip"),
     *("project", "learned_initial_carry", "all_noise", "peephole", "mgu", "indrnn"),
-    *("slstm", "min_lstm", "zoneout", "residual"),
+    *("slstm", "min_lstm", "zoneout", "residual", "deep", "project_noise"),
 )
 
 

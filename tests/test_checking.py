@@ -28,7 +28,7 @@ def test_shapes_are_checked() -> None:
 
 def test_what_differs_is_checked_apart() -> None:
     def declared(annotation: type) -> object:
-        def function(value):  # noqa: ANN001, ANN202
+        def function(value):
             pass
 
         function.__annotations__ = {"value": annotation}

@@ -38,6 +38,7 @@ FUSED = BUILT_IN | INVENTED
 MORE = (
     *("drop_connect", "low_rank", "recurrent_dropout", "memory", "zoneout"),
     *("block_diagonal", "coupled_peephole", "simple_rnn", "learned_initial"),
+    "gru",
 )
 
 
@@ -158,7 +159,7 @@ LONGEST = 41
     ("time", "reverse", "schedule"),
     [
         (1, False, ROWS_LAST),
-        (19, False, ROWS_FIRST),
+        pytest.param(19, False, ROWS_FIRST, marks=pytest.mark.slow),
         (20, True, ROWS_LAST),
         pytest.param(41, True, ROWS_FIRST, marks=pytest.mark.slow),
         pytest.param(41, False, ROWS_LAST, marks=pytest.mark.slow),

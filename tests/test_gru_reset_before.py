@@ -102,7 +102,7 @@ def test_init_has_one_bias() -> None:
 @pytest.mark.parametrize("nonzero_carry", [False, True])
 @pytest.mark.parametrize("implementation", ["autodiff", "auto"])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_values_and_gradients_equal_equations(
     ragged: bool, reverse: bool, nonzero_carry: bool, implementation: str
 ) -> None:

@@ -71,7 +71,7 @@ SLOW = pytest.mark.slow
         pytest.param(
             name,
             reverse,
-            marks=() if (name, reverse) in (("lstm", True), ("own", False)) else SLOW,
+            marks=() if (name, reverse) == ("lstm", True) else SLOW,
         )
         for reverse in (False, True)
         for name in CELLS

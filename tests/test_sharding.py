@@ -27,10 +27,8 @@ from lstm_jax.schedule import Schedule
 
 CELLS = BUILT_IN | INVENTED
 BATCH, TIME = 4, 26  # two chunks
-# The others have in common what these show.
-DISTINCT = {
-    *((name, "auto") for name in ("learned_initial", "all_noise")),
-}
+# Has what the others have.
+MOST = ("all_noise", "auto")
 
 
 def on(count: int, fsdp: bool = False) -> Any:
@@ -52,7 +50,7 @@ def all_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             name,
             implementation,
-            marks=() if (name, implementation) in DISTINCT else pytest.mark.slow,
+            marks=() if (name, implementation) == MOST else pytest.mark.slow,
         )
         for implementation in ("auto", "autodiff")
         for name in CELLS
