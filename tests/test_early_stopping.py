@@ -196,6 +196,7 @@ def test_as_good_as_before_is_no_better(
         ),
     ],
 )
+@pytest.mark.slow
 def test_interrupted_run_ends_where_the_whole_one_does(
     tmp_path: Path, stops: tuple[int, ...], fields: dict[str, Any]
 ) -> None:

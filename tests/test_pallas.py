@@ -92,6 +92,7 @@ def test_equals_the_fused_path(name: str, reverse: bool) -> None:
     assert_close(run("pallas"), run("fused"), 1e-5)
 
 
+@pytest.mark.slow
 def test_on_devices() -> None:
     cell = CELLS["own"]
     given = arguments(cell)

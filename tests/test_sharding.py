@@ -85,7 +85,9 @@ def test_devices_equal_one(name: str, implementation: str) -> None:
 
 
 @pytest.mark.usefixtures("strict", "x64", "all_divided")
-@pytest.mark.parametrize("implementation", ["auto", "autodiff"])
+@pytest.mark.parametrize(
+    "implementation", ["auto", pytest.param("autodiff", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "name",
     [

@@ -70,6 +70,7 @@ def test_train_rows_are_means_since_the_row_before(tmp_path: Path) -> None:
     assert_same_bits(workdirs.load_params(tmp_path / "run", 11), state.params)
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_where_the_loop_stops(tmp_path: Path) -> None:
     states = []
     for every, evaluate_every, save_every in ((1, 0, 0), (7, 10, 9), (50, 0, 100)):
