@@ -101,7 +101,7 @@ def open_checkpoints(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
             # It runs when all is written, before the folder gets its final name.
-            post_finalization_callback=lambda: _write_manifest(directory)
+            post_finalization_callback=lambda: _write_manifest(directory, manager)
         ),
     )
     manager = ocp.CheckpointManager(directory, options=options)
@@ -112,8 +112,10 @@ def open_checkpoints(
             manager.close()
 
 
-def _write_manifest(directory: Path) -> None:
+def _write_manifest(directory: Path, manager: Any) -> None:
     if processes.leads():
+        # Its thread writes `_CHECKPOINT_METADATA`; nothing public waits for that.
+        manager._checkpointer._metadata_store.wait_until_finished()
         for folder in directory.glob("*.orbax-checkpoint-tmp*"):
             manifest.write(folder)
 
