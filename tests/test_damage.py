@@ -4,11 +4,13 @@ import errno
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as orbax_metadata
 from reference import assert_same_bits
 from toy_runs import hashes, saved_state, toy_config, toy_task
 
@@ -173,6 +175,21 @@ def test_a_manifest_that_names_files_outside(tmp_path: Path) -> None:
     for content in ("", "[]", '{"files": 1}', '{"files": {"inside": 1}}'):
         path.write_text(content)
         assert manifest.problem(folder) == "manifest.json is damaged"
+
+
+def test_the_manifest_waits_for_what_orbax_writes_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = orbax_metadata._MetadataStoreImpl
+    update = store.update
+
+    def late(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        update(*arguments, **options)
+
+    monkeypatch.setattr(store, "update", late)
+    training.fit(config_of(num_steps=10), toy_task(), tmp_path / "run")
+    assert manifest.problem(tmp_path / "run" / "checkpoints" / "10") is None
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
