@@ -138,10 +138,13 @@ def test_lowers_for_a_tpu(name: str) -> None:
     ],
 )
 def test_what_the_kernel_cannot_run(cell: lj.Cell, batch: int, message: str) -> None:
-    params = cell.init(jax.random.key(0), INPUTS)
-    xs = jnp.zeros((batch, TIME, INPUTS))
+    def run() -> Any:
+        params = cell.init(jax.random.key(0), INPUTS)
+        xs = jnp.zeros((batch, TIME, INPUTS))
+        return lj.unroll(cell, params, xs, implementation="pallas")
+
     with pytest.raises(ValueError, match=message):
-        lj.unroll(cell, params, xs, implementation="pallas")
+        jax.eval_shape(run)
 
 
 SHIFT = jnp.arange(128.0)
