@@ -24,11 +24,13 @@ from lstm_jax.cells import (
 from lstm_jax.dropouts import (
     drop_connect,
     gates_of,
+    is_real,
     recurrent_dropout,
     usual_product,
     zoneout,
 )
 from lstm_jax.gate_tracing import run_gates
+from lstm_jax.nested import named_leaves, nested, put_leaves
 from lstm_jax.stacking import after, residual, stack
 
 __all__ = [
@@ -88,7 +90,7 @@ def layer_norm(cell: Cell) -> Cell:
 
 
 def clip(cell: Cell, limit: float) -> Cell:
-    """Keeps every entry of the carry within [-limit, limit].
+    """Keeps every entry of the carry within [-limit, limit], but for integers.
 
     Where the cell's output is its new h, so it is here.
 
@@ -108,7 +110,9 @@ def clip(cell: Cell, limit: float) -> Cell:
         extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None
     ) -> tuple[Any, PyTree]:
         new, y, is_h = run_gates(inner.gates, extras, carry, zx, zh, noise)
-        clipped = jax.tree.map(lambda a: jnp.clip(a, -limit, limit), new)
+        clipped = jax.tree.map(
+            lambda a: jnp.clip(a, -limit, limit) if is_real(a) else a, new
+        )
         return clipped, clipped.h if is_h else y
 
     fused = inner._replace(gates=gates)
@@ -117,6 +121,9 @@ def clip(cell: Cell, limit: float) -> Cell:
 
 def learned_initial_carry(cell: Cell) -> Cell:
     """A cell whose initial carry, the same for all rows, is learnt; it starts as it is.
+
+    Integers in the carry are not learnt. The others are a dict under "initial_carry" of
+    the parameters, by field: files give dicts back, and no NamedTuple.
 
     Args:
       cell: a cell made by `lstm_jax.gated`.
@@ -129,14 +136,18 @@ def learned_initial_carry(cell: Cell) -> Cell:
 
     def init(key: PRNGKeyArray, input_size: int) -> Params:
         params = cell.init(key, input_size)
-        first = jax.tree.map(lambda a: a[0], cell.initial_carry(params, 1))
-        return _with_extra(params, "initial_carry", first)
+        first = named_leaves(cell.initial_carry(params, 1))
+        learnt = nested({name: a[0] for name, a in first.items() if is_real(a)})
+        return _with_extra(params, "initial_carry", learnt)
 
     def initial_carry(params: Params, batch_size: int) -> Any:
-        return jax.tree.map(
-            lambda a: jnp.broadcast_to(jnp.expand_dims(a, 0), (batch_size, *a.shape)),
-            params["initial_carry"],
-        )
+        learnt, params = _without_extra(params, "initial_carry")
+        first = cell.initial_carry(params, batch_size)
+        rows = {
+            name: jnp.broadcast_to(jnp.expand_dims(a, 0), (batch_size, *a.shape))
+            for name, a in named_leaves(learnt).items()
+        }
+        return put_leaves(first, named_leaves(first) | rows)
 
     def gates(
         extras: Params, carry: Any, zx: Array, zh: Array, noise: Noise | None

@@ -15,6 +15,8 @@ from jaxtyping import Array, PRNGKeyArray
 from lstm_jax.cells import Cell, Fused, Noise, Params, recurrent_product, with_fused
 from lstm_jax.gate_tracing import run_gates
 
+_LEVELS = 2**16  # of the bits that zoneout draws for an entry
+
 
 def gates_of(cell: Cell, combinator: str, *, of_carry: bool = False) -> Fused:
     """The gates that a combinator wraps.
@@ -39,6 +41,11 @@ def gates_of(cell: Cell, combinator: str, *, of_carry: bool = False) -> Fused:
             "cell mean something together alone, as an slstm's over exp(m)"
         )
     return cell.fused
+
+
+def is_real(a: Array) -> bool:
+    """Whether an array of the carry is of real numbers: a counter is left alone."""
+    return jnp.issubdtype(a.dtype, jnp.floating)
 
 
 def usual_product(fused: Fused) -> bool:
@@ -128,7 +135,8 @@ def zoneout(cell: Cell, rate: float) -> Cell:
     """Keeps entries of the carry as they were, drawn for each row and step.
 
     Without a key an entry is the expectation: rate times the old one, 1 - rate times
-    the new. Where the cell's output is its new h, so it is here.
+    the new. Where the cell's output is its new h, so it is here. Integers in the carry
+    are always the new ones.
 
     Args:
       cell: a cell made by `lstm_jax.gated`.
@@ -136,7 +144,8 @@ def zoneout(cell: Cell, rate: float) -> Cell:
         multiple of 2^-16.
 
     Raises:
-      ValueError: a rate outside [0, 1), a cell without gates, or one like `slstm`,
+      ValueError: a rate outside [0, 1) or so near to one of both that none or every
+        entry would be kept, a cell without gates, or one like `slstm`,
         whose c and n are over exp(m).
 
     References:
@@ -147,6 +156,8 @@ def zoneout(cell: Cell, rate: float) -> Cell:
     inner = gates_of(cell, "zoneout", of_carry=True)
     if rate == 0:
         return cell
+    if not 0 < round(rate * _LEVELS) < _LEVELS:
+        raise ValueError(f"rate is drawn as a multiple of 1 / {_LEVELS}, got {rate}")
 
     def draw(key: PRNGKeyArray, params: Params, batch_size: int, time: int) -> Any:
         leaves, tree = jax.tree.flatten(cell.initial_carry(params, batch_size))
@@ -155,7 +166,7 @@ def zoneout(cell: Cell, rate: float) -> Cell:
         shape = (batch_size, time, -(-sum(sizes) // 2))
         bits = jax.random.bits(key, shape, jnp.uint32)
         bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)
-        kept = jnp.split(bits < round(rate * 2**16), np.cumsum(sizes), axis=-1)
+        kept = jnp.split(bits < round(rate * _LEVELS), np.cumsum(sizes), axis=-1)
         parts = zip(kept, leaves, strict=False)  # one bit may be left over
         return jax.tree.unflatten(
             tree,
@@ -167,9 +178,16 @@ def zoneout(cell: Cell, rate: float) -> Cell:
     ) -> tuple[Any, Any]:
         new, y, is_h = run_gates(inner.gates, extras, carry, zx, zh, noise)
         if kept is None:
-            mixed = jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, carry, new)
-        else:
-            mixed = jax.tree.map(jnp.where, kept, carry, new)
+            kept = jax.tree.map(lambda _: rate, new)
+
+        def mix(part: Any, old: Array, now: Array) -> Array:
+            if not is_real(now):
+                return now
+            if isinstance(part, float):
+                return part * old + (1 - part) * now
+            return jnp.where(part, old, now)
+
+        mixed = jax.tree.map(mix, kept, carry, new)
         return mixed, mixed.h if is_h else y
 
     return _noisy(cell, inner, "step", draw, gates=gates)

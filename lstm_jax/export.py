@@ -22,8 +22,8 @@ from jaxtyping import DTypeLike, PyTree
 from lstm_jax import command_line
 from lstm_jax.cells import Cell
 from lstm_jax.errors import UserError
+from lstm_jax.nested import named_leaves, put_leaves
 from lstm_jax.unroll import unroll
-from lstm_jax.weights import named_leaves, put_leaves
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

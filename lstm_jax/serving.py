@@ -18,12 +18,13 @@ from lstm_jax import checkpoints, prediction
 from lstm_jax.data import reviews
 from lstm_jax.errors import UserError
 from lstm_jax.export import PLATFORMS, export_program, serialize
+from lstm_jax.nested import named_leaves, put_leaves
 from lstm_jax.prediction import Run
 from lstm_jax.reporting import write_file
 from lstm_jax.tasks.classification import class_logits, class_probabilities
 from lstm_jax.tasks.language_model import stream_logits
 from lstm_jax.tasks.task import VOCABULARY_FILE
-from lstm_jax.weights import named_leaves, put_leaves, save_weights
+from lstm_jax.weights import save_weights
 
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
+from lstm_jax.errors import UserError
+from lstm_jax.nested import check_nested
 from lstm_jax.optimizers import make_optimizer
 from lstm_jax.sharding import (
     Rows,
@@ -98,9 +100,17 @@ def make_keys(seed: int) -> Keys:
 
 
 def init_state(stepping: Stepping, keys: Keys) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises:
+      UserError: the parameters are no nested dict of arrays.
+    """
     task = stepping.task
     params: Any = task.init(keys.init)
+    try:
+        check_nested(params)
+    except ValueError as error:  # they would not come back from a checkpoint
+        raise UserError(f"these parameters cannot be saved: {error}") from None
     carry = task.carry(stepping.batch_size)
 
     def sums_of(params: Params, examples: Examples, carry: PyTree) -> Sums:

@@ -1,7 +1,7 @@
 """Combinators and further cells: the laws of `unroll`, and their own."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -327,6 +327,44 @@ def test_zoneout_keeps_what_was_drawn() -> None:
     assert_close(mean, jax.tree.map(lambda a, b: 0.4 * a + 0.6 * b, first, plain))
 
 
+class Counting(NamedTuple):
+    """A state that knows how many steps it has made."""
+
+    h: Any
+    steps: Any
+
+
+def test_a_counter_in_the_state_is_left_alone() -> None:
+    """And fused, with noise and without, it is what it is by autodiff."""
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        h = jnp.tanh(zh + zx / (1 + carry.steps.astype(zx.dtype)))
+        return Counting(h, carry.steps + 1), h
+
+    def initial_carry(params: Any, batch: int) -> Counting:
+        zeros = jnp.zeros((batch, H), params["bias"].dtype)
+        return Counting(zeros, jnp.zeros((batch,), jnp.int32))
+
+    plain = lj.gated(H, 1, gates, Counting, initial_carry=initial_carry)
+    cell = zoneout(learned_initial_carry(clip(plain, 0.5)), 0.4)
+    params = random_params(cell)
+    assert params["initial_carry"].keys() == {"h"}
+    for key in (None, noise_key(0)):
+        (last, ys), expected = (
+            lj.unroll(
+                cell,
+                params,
+                random_xs(BATCH, TIME),
+                key=key,
+                lengths=jnp.array([TIME, 2, 0]),
+                implementation=implementation,
+            )
+            for implementation in ("fused", "autodiff")
+        )
+        assert_close(jax.tree.leaves((last, ys)), jax.tree.leaves(expected))
+        np.testing.assert_array_equal(last.steps, [TIME, 2, 0])
+
+
 def test_layer_norm_takes_no_scale_of_the_products() -> None:
     cell = layer_norm(lj.lstm(H))
     params = cell.init(jax.random.key(0), INPUT)
@@ -425,6 +463,8 @@ def test_slstm_is_its_equations_without_a_stabiliser() -> None:
     ("make", "reason"),
     [
         (lambda: zoneout(lj.lstm(H), 1.0), r"rate must be in \[0, 1\)"),
+        (lambda: zoneout(lj.lstm(H), 1e-6), "as a multiple of 1 / 65536, got 1e-06"),
+        (lambda: zoneout(lj.lstm(H), 1 - 1e-6), "as a multiple of 1 / 65536"),
         (lambda: drop_connect(lj.lstm(H), -0.1), r"rate must be in \[0, 1\)"),
         (lambda: clip(lj.lstm(H), 0.0), "limit must be greater than 0"),
         (lambda: clip(lj.lstm(H), math.nan), "limit must be greater than 0"),

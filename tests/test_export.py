@@ -17,7 +17,7 @@ import lstm_jax as lj
 from lstm_jax import combinators
 from lstm_jax.errors import UserError
 from lstm_jax.export import export_sequence, export_step, serialize
-from lstm_jax.weights import named_leaves, put_leaves
+from lstm_jax.nested import named_leaves, put_leaves
 
 # Sizes are symbols while a program is exported, and annotated as int.
 pytestmark = pytest.mark.usefixtures("unchecked_types")

@@ -36,11 +36,12 @@ from lstm_jax import (
 from lstm_jax.data.reviews import START, encode_texts, train_vocabulary
 from lstm_jax.generation import continue_stream
 from lstm_jax.model_config import make_classifier, make_language_model
+from lstm_jax.nested import named_leaves
 from lstm_jax.prediction import Run
 from lstm_jax.tasks import make_task
 from lstm_jax.tasks.classification import predict_probabilities
 from lstm_jax.tasks.classify_text import encoded
-from lstm_jax.weights import load_weights, named_leaves
+from lstm_jax.weights import load_weights
 
 # Sizes are symbols while a program is exported, and annotated as int.
 pytestmark = [
