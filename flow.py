@@ -26,13 +26,16 @@ def main() -> None:
     workdir = CHECKOUT / "checkpoints" / f"{name}_cells"
     if WORKDIR.value is not None:
         workdir = Path(WORKDIR.value)
-    check_config(CONFIG.value)
-    if "model.cell" in command_line.changed_fields():
+    changed = command_line.changed_fields()
+    if "model.cell" in changed:
         raise UserError(
             "--config.model.cell is nothing for flow.py, whose cells are those of "
-            "lstm_jax/flow_comparison.py; one cell of your own: train.py with "
-            "--config.report.flow_every"
+            "lstm_jax/flow_comparison.py; another cell: train.py with "
+            "--config.report.flow_every, or lstm_jax.flow.measure"
         )
+    if {"sweep.seeds", "sweep.learning_rates"} & {*changed}:
+        raise UserError(flow_comparison.NO_SWEEP)
+    check_config(CONFIG.value)
     devices.use_cpus(CONFIG.value.devices.count, CONFIG.value.batch_size)
     keep_compiled()
     found = flow_comparison.compare(CONFIG.value, workdir)

@@ -63,6 +63,12 @@ def parse_cell(text: str, hidden_size: int) -> Cell:
       UserError: the text does not parse, or names what does not exist.
     """
     text = text.strip()
+    if ".py" in text:
+        raise UserError(
+            f"model.cell={text!r}: a config names cells of this package and runs no "
+            "file; train a cell of your own by lstm_jax.fit (docs/new_cell.md), see "
+            "what it does by lab.py"
+        )
     try:
         node = ast.parse(text, mode="eval").body
         return _cell(node, text, hidden_size)
@@ -123,7 +129,9 @@ def _combined(call: ast.Call, name: str, text: str, hidden_size: int) -> Cell:
 
 def _keywords(name: str) -> list[str]:
     """The keywords of a cell that this grammar can write."""
-    own = list(inspect.signature(CELLS[name]).parameters)[1:-1]
+    parameters = inspect.signature(CELLS[name]).parameters.values()
+    own = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    own.remove("hidden_size")
     shared = [] if name in _NO_RECURRENT_KERNEL else ["recurrent_init"]
     return [word for word in [*own, *shared, "dtype"] if word != "bias_init"]
 

@@ -183,15 +183,16 @@ def _check_sweep(config: Config) -> bool:
             f"sweep.seeds={seeds} must be at least 0, and seed + sweep.seeds at most "
             "2**32"
         )
+    written = ",".join(map(str, rates))
     for rate in rates:
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
         if not number or not 0 <= rate < math.inf:
             raise UserError(
-                f"sweep.learning_rates={rates} must be numbers, finite and at least 0, "
-                "such as 1e-4,1e-3"
+                f"sweep.learning_rates={written} must be numbers, finite and at least "
+                "0, such as 1e-4,1e-3"
             )
     if len(set(rates)) < len(rates):
-        raise UserError(f"sweep.learning_rates={rates}: give each of them once")
+        raise UserError(f"sweep.learning_rates={written}: give each of them once")
     swept = seeds > 0 or bool(rates)
     for name, value, wanted in (
         ("devices.fsdp", config.devices.fsdp, False),

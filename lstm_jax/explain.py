@@ -109,7 +109,7 @@ def explain(call: Call, peak: float) -> str:
         f"{call.name}: {call.batch} rows, {call.time} steps, {call.features} features",
         f"  path      {path(call).text}",
         f"  saved     {saved / 1e6:.3g} MB for the backward pass; "
-        f"{plain[2] / 1e6:.3g} MB where jax differentiates through the loop",
+        f'{plain[2] / 1e6:.3g} MB with implementation="autodiff"',
     ]
     # What a kernel computes is not in the program that calls it.
     one_kernel = call.implementation in ("cudnn", "pallas")

@@ -110,6 +110,12 @@ def measure(
       probes: as of `lag_gains`.
       **options: `carry`, `lengths`, `mask`, `resets` and `reverse` of
         `lstm_jax.unroll`.
+
+    Returns:
+      What `lag_gains`, `loss_gradients`, `saturation` and `time_constants` give.
+
+    Raises:
+      ValueError: as of `lstm_jax.unroll`.
     """
     key = jax.random.key(0) if key is None else key
     lag_key, sign_key = jax.random.split(key)

@@ -42,6 +42,10 @@ VARIANTS = {
     "lstm(forget_bias=5)": Variant("lstm(forget_bias=5)"),
 }
 STAGES = ("before training", "after training")
+NO_SWEEP = (
+    "a sweep is nothing for flow.py, which trains each cell once: leave out "
+    "sweep.seeds and sweep.learning_rates"
+)
 _LAGS = (1, 10, 50, 100, 200)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -61,10 +65,7 @@ def compare(
       UserError: the config or its data is no use.
     """
     if members_of(config):
-        raise UserError(
-            "a sweep is nothing for flow.py, which trains each cell once: leave out "
-            "sweep.seeds and sweep.learning_rates"
-        )
+        raise UserError(NO_SWEEP)
     found: Comparison = {stage: {} for stage in STAGES}
     for number, (name, variant) in enumerate(variants.items()):
         print(name, file=sys.stderr)

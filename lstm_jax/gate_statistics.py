@@ -38,9 +38,9 @@ def saturation(recording: Recording) -> dict[str, Saturation]:
     """How often each sigmoid and each tanh of a step is near the end of its range.
 
     They are found in the program of `cell.step`, in its order: "sigmoid_0", "tanh_0"
-    and so on, one for each call of the function; those of `lstm_jax.lstm` have their
-    letters, with "c" for the tanh of the cell state. A gate of another shape (a hard
-    sigmoid, an exponential) is not seen.
+    and so on, one for each call of the function; those of a plain `lstm_jax.lstm` have
+    their letters, with "c" for the tanh of the cell state. A gate of another shape (a
+    hard sigmoid, an exponential) is not seen.
 
     Returns:
       By name, over all units and valid steps.

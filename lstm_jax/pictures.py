@@ -46,11 +46,11 @@ def draw_curves(rows: list[Row], title: str) -> bytes:
     that spans more than a factor of 50 gets a logarithmic axis.
 
     Args:
-        rows: as `lstm_jax.reporting.read_metrics` returns them.
-        title: title of the figure.
+      rows: as `lstm_jax.reporting.read_metrics` returns them.
+      title: title of the figure.
 
     Returns:
-        The PNG; empty where no row has any value.
+      The PNG; empty where no row has any value.
     """
     splits = dict.fromkeys(("train", *(row["split"] for row in rows)))
     colors = dict(zip(splits, itertools.cycle(COLORS), strict=False))
@@ -74,11 +74,11 @@ def draw_spreads(rows: list[Row], title: str) -> bytes:
     training is dashed where another split is evaluated.
 
     Args:
-        rows: as `lstm_jax.sweep_report.spreads` makes them.
-        title: title of the figure.
+      rows: as `lstm_jax.sweep_report.spreads` makes them.
+      title: title of the figure.
 
     Returns:
-        The PNG; empty where no row has any value.
+      The PNG; empty where no row has any value.
     """
     rates = dict.fromkeys(row["learning_rate"] for row in rows)
     colors = dict(zip(rates, itertools.cycle(COLORS), strict=False))
@@ -202,11 +202,11 @@ def draw_confusion(
     With more than twenty classes it shows shares alone, and numbers for the names.
 
     Args:
-        matrix: counts, [true, predicted].
-        names: of the classes.
+      matrix: counts, [true, predicted].
+      names: of the classes.
 
     Returns:
-        The PNG.
+      The PNG.
     """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 1.5 + 0.7 * min(len(names), _NUMBERED)
@@ -239,14 +239,14 @@ def draw_forecast(
     """Draws a forecast over the truth, and a baseline's.
 
     Args:
-        truth: the series.
-        forecast: what the model said of each step.
-        baseline: what the baseline said of each step.
-        first: number of the first step.
-        title: title of the figure.
+      truth: the series.
+      forecast: what the model said of each step.
+      baseline: what the baseline said of each step.
+      first: number of the first step.
+      title: title of the figure.
 
     Returns:
-        The PNG.
+      The PNG.
     """
     figure = make_figure(9.0, 4.5)
     axes = figure.add_subplot()

@@ -48,14 +48,14 @@ def read_metrics(workdir: str | Path) -> list[Row]:
     """Reads `metrics.jsonl` of a run, finished, running or killed.
 
     Args:
-        workdir: folder of the run.
+      workdir: folder of the run.
 
     Returns:
-        The rows in the order they were written, [] without a file. A last line that
-        a kill tore is left out.
+      The rows in the order they were written, [] without a file. A last line that
+      a kill tore is left out.
 
     Raises:
-        UserError: if a line before the last one is not JSON.
+      UserError: if a line before the last one is not JSON.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():
@@ -94,17 +94,17 @@ def open_report(
     from `metrics.jsonl` and hidden in TensorBoard.
 
     Args:
-        workdir: folder of the run; made if missing.
-        step: updates done so far, 0 for a new run.
-        total_steps: updates done when the run is complete.
-        texts: title to text, shown in TensorBoard (the config, the summary).
-        draw: gives a PNG of rows and a title; None: `draw_curves`.
+      workdir: folder of the run; made if missing.
+      step: updates done so far, 0 for a new run.
+      total_steps: updates done when the run is complete.
+      texts: title to text, shown in TensorBoard (the config, the summary).
+      draw: gives a PNG of rows and a title; None: `draw_curves`.
 
     Returns:
-        The report; `close_report` must close it.
+      The report; `close_report` must close it.
 
     Raises:
-        UserError: if `metrics.jsonl` is damaged before its last line.
+      UserError: if `metrics.jsonl` is damaged before its last line.
     """
     # Here, because the import is slow: with PyTorch installed, it imports that too.
     from tensorboardX import SummaryWriter
@@ -139,9 +139,9 @@ def add_row(report: Report | None, row: Row) -> None:
     """Adds one row of metrics to every output of the report.
 
     Args:
-        report: from `open_report`; None, here and below: nothing is shown.
-        row: `step`, `epoch`, `split` ("train", or the name of an evaluated split),
-            `seconds`, and metrics, all Python numbers.
+      report: from `open_report`; None, here and below: nothing is shown.
+      row: `step`, `epoch`, `split` ("train", or the name of an evaluated split),
+          `seconds`, and metrics, all Python numbers.
     """
     if report is None:
         return
@@ -196,10 +196,10 @@ def add_flow(report: Report | None, row: Row, flows: Mapping[str, Flow]) -> None
     """Adds a row about gradient flow, of the split `FLOW`, and draws `flow.png`.
 
     Args:
-        report: from `open_report`.
-        row: as of `add_row`. One that is there already, as a run wrote it that was
-            killed before it had saved anything, is not added again.
-        flows: what is drawn, by layer.
+      report: from `open_report`.
+      row: as of `add_row`. One that is there already, as a run wrote it that was
+          killed before it had saved anything, is not added again.
+      flows: what is drawn, by layer.
     """
     if report is None:
         return

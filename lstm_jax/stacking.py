@@ -21,7 +21,7 @@ def residual(cell: Cell) -> Cell:
       cell: any cell whose output is as wide as its input.
 
     Raises:
-      CellError: when it runs: it is not.
+      CellError: when it is run, of outputs of another width.
 
     References:
       He et al., Deep residual learning for image recognition, arXiv:1512.03385 (2015);
@@ -54,7 +54,7 @@ def stack(*cells: Cell) -> Cell:
       *cells: one or more; the output of each but the last is one array [B, Y].
 
     Raises:
-      ValueError: no cell.
+      ValueError: no cell; when `init` is called, another output in between.
     """
     if not cells:
         raise ValueError("a stack has at least one cell")
@@ -130,9 +130,12 @@ def _output_size(cell: Cell, params: Params, input_size: int) -> int:
 
 
 def after(cell: Cell, change: Callable[[Params, Array, Array], Array]) -> Cell:
-    """A cell whose outputs are changed, all steps at once: `change(params, xs, ys)`.
+    """A cell whose outputs are changed, all steps at once.
 
-    Where xs and ys are zero, as at masked steps, the change is too.
+    Args:
+      cell: any cell.
+      change: `change(params, xs, ys)`, the outputs; of one step or of all. Where xs
+        and ys are zero, as at masked steps, it is too.
     """
 
     def step(

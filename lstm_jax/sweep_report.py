@@ -76,8 +76,8 @@ def add_rows(report: Report, rows: list[Row]) -> None:
     """Adds the rows of all members that have one, of one step and split.
 
     Args:
-        report: from `lstm_jax.reporting.open_report`.
-        rows: as of a single run, with `seed` and `learning_rate`.
+      report: from `lstm_jax.reporting.open_report`.
+      rows: as of a single run, with `seed` and `learning_rate`.
     """
     split, step = rows[0]["split"], rows[0]["step"]
     before = reporting.row_before(report, split)

@@ -94,6 +94,8 @@ def test_keywords_are_used(text: str, plain: str) -> None:
         ("lstm\x00", "does not parse"),
         ("lstm(activation=)", "does not parse"),
         ("lstm(activation=__import__('os')", "does not parse"),
+        ("my_cell.py", "a config names cells of this package and runs no file"),
+        ("layer_norm(cells/my_cell.py)", "by lstm_jax.fit"),
         ("lstm(64)", "is no cell with keywords"),
         ("lstm(*[1])", "is no cell with keywords"),
         ("lj.lstm", "is no cell with keywords"),

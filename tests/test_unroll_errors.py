@@ -79,10 +79,13 @@ def test_wrong_carry_is_a_value_error(batch: int, size: int, dtype: Any) -> None
 
 def test_carry_of_another_cell_is_a_value_error() -> None:
     zeros = jnp.zeros((BATCH, HIDDEN))
-    with pytest.raises(ValueError, match="carry must be"):
+    wanted = r"carry must be a LSTMCarry\(h, c\), .* gives it, got a "
+    with pytest.raises(ValueError, match=f"{wanted}HiddenCarry"):
         unroll(carry=lj.HiddenCarry(zeros))
-    with pytest.raises(ValueError, match="carry must be"):
+    with pytest.raises(ValueError, match=f"{wanted}tuple"):
         unroll(carry=(zeros, zeros))
+    with pytest.raises(ValueError, match="carry must be a PyTreeDef"):
+        unroll(carry=lj.LSTMCarry(zeros, {"c": zeros}))
 
 
 @pytest.mark.usefixtures("x64")
