@@ -52,8 +52,8 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     config = workdirs.read_config(workdir)
     if config.task not in _MODELS:
         raise UserError(
-            f"{workdir} is a run of task {config.task!r}: predict.py answers for "
-            f"{', '.join(_MODELS)}"
+            f"{workdir} is a run of task {config.task!r}: those that answer and are "
+            f"exported are of {', '.join(_MODELS)}"
         )
     reads_text, has_labels, make = _MODELS[config.task]
     vocabulary = _vocabulary(Path(workdir)) if reads_text else None
