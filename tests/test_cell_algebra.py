@@ -89,11 +89,19 @@ CELLS: dict[str, tuple[lj.Cell, int]] = {
     ),
 }
 FUSED = [
-    *("slstm", "project_noise", "learned_initial_carry"),
+    *("slstm", "project_noise"),
     *(
         pytest.param(name, marks=pytest.mark.slow)  # as those, or simpler
         for name in (
-            *("peephole", "coupled", "mgu", "indrnn", "clip", "zoneout"),
+            *(
+                "learned_initial_carry",
+                "peephole",
+                "coupled",
+                "mgu",
+                "indrnn",
+                "clip",
+                "zoneout",
+            ),
             *("drop_connect", "project", "all_noise", "layer_norm_gru"),
             *("block_diagonal", "deep"),
         )

@@ -38,7 +38,7 @@ FUSED = BUILT_IN | INVENTED
 MORE = (
     *("drop_connect", "low_rank", "recurrent_dropout", "memory", "zoneout"),
     *("block_diagonal", "coupled_peephole", "simple_rnn", "learned_initial"),
-    "gru",
+    *("gru", "layer_norm"),
 )
 
 
