@@ -182,7 +182,8 @@ def cases(
     inputs, hidden = INPUT, HIDDEN
     if name not in CELLS:
         inputs = draw(st.sampled_from([INPUT, 1]))
-        hidden = draw(st.sampled_from([6, 2] if "(" in name else [6, 2, 1]))
+        # A norm of two numbers is a step, on which differences say little.
+        hidden = 6 if "(" in name else draw(st.sampled_from([6, 2, 1]))
     steps = hnp.arrays(bool, (batch, time))
     masking = draw(st.sampled_from(maskings))
     lengths = hnp.arrays(np.int32, batch, elements=st.integers(0, time))
