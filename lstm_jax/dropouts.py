@@ -195,7 +195,8 @@ def zoneout(cell: Cell, rate: float) -> Cell:
 
 def _mask(key: PRNGKeyArray, rate: float, like: Array) -> Array:
     """What an array is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
-    kept = jax.random.bernoulli(key, 1 - rate, like.shape)
+    # float32: the same entries whether float64 is enabled or not.
+    kept = jax.random.bernoulli(key, jnp.float32(1 - rate), like.shape)
     return kept.astype(like.dtype) / (1 - rate)
 
 

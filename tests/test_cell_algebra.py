@@ -373,6 +373,19 @@ def test_a_counter_in_the_state_is_left_alone() -> None:
         np.testing.assert_array_equal(last.steps, [TIME, 2, 0])
 
 
+@pytest.mark.parametrize("combinator", [drop_connect, recurrent_dropout, zoneout])
+def test_the_same_is_drawn_in_float64(combinator: Any) -> None:
+    cell = combinator(lj.lstm(H), 0.4)
+    drawn = []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            params = cell.init(jax.random.key(0), INPUT)
+            drawn.append(cell.noise(noise_key(0), params, BATCH, TIME))
+    assert all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(drawn[0]))
+    masks = [jax.tree.map(lambda a: np.asarray(a) != 0, noise) for noise in drawn]
+    jax.tree.map(np.testing.assert_array_equal, *masks)
+
+
 def test_layer_norm_takes_no_scale_of_the_products() -> None:
     cell = layer_norm(lj.lstm(H))
     params = cell.init(jax.random.key(0), INPUT)
