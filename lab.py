@@ -11,7 +11,7 @@ from absl import flags
 from lstm_jax import command_line, devices
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.errors import UserError
-from lstm_jax.lab import cost, examine, own_cell, page, references
+from lstm_jax.lab import cost, examine, own_cell, page, peer_curves
 
 FULL = flags.DEFINE_bool(
     "full",
@@ -31,13 +31,13 @@ def main(path: str) -> None:
     about = examine.about(shlex.join(["python", "lab.py", *sys.argv[1:]]))
     devices.use_cpus(0, cost.BATCH)
     keep_compiled()
-    curves = references.read()
+    curves = peer_curves.read()
     problems = examine.quick_trials()
     for problem in problems:
-        references.check(curves, problem)
+        peer_curves.check(curves, problem)
     if FULL.value:
         further = examine.further_trials()
-        curves["curves"] |= references.make(further, say)["curves"]
+        curves["curves"] |= peer_curves.make(further, say)["curves"]
         problems += further
     found = examine.examine(own, problems, say)
     text = json.dumps({**about, **found}, indent=1, allow_nan=False)

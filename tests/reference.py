@@ -10,7 +10,7 @@ from jaxtyping import Array
 from schedules import scheduled
 
 import lstm_jax as lj
-from lstm_jax.lab.reference import effective_resets, python_unroll, weighted_sum
+from lstm_jax.lab.python_loop import effective_resets, python_unroll, weighted_sum
 from lstm_jax.schedule import Schedule
 
 __all__ = [

@@ -21,7 +21,16 @@ from command_runs import assert_user_error
 
 import lstm_jax as lj
 from lstm_jax.errors import UserError
-from lstm_jax.lab import checks, cost, examine, laws, own_cell, page, references, trials
+from lstm_jax.lab import (
+    checks,
+    cost,
+    examine,
+    laws,
+    own_cell,
+    page,
+    peer_curves,
+    trials,
+)
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "two_memories.py"
@@ -208,11 +217,11 @@ def test_distance() -> None:
 
 def test_the_reference_cells_leave_the_baseline() -> None:
     """And their problems are those of today."""
-    found = references.read()
+    found = peer_curves.read()
     assert found["date"]
-    assert found["command"] == "python -m lstm_jax.lab.references"
+    assert found["command"] == "python -m lstm_jax.lab.peer_curves"
     for problem in examine.quick_trials():
-        references.check(found, problem)
+        peer_curves.check(found, problem)
     for name, problem in found["problems"].items():
         assert set(found["curves"][name]) == {"lstm", "gru"}
         for curve in found["curves"][name].values():
@@ -220,7 +229,7 @@ def test_the_reference_cells_leave_the_baseline() -> None:
             assert curve["losses"][0][0] > 0.9 * problem["baseline"]
     other = examine.quick_trials()[0]._replace(num_steps=7)
     with pytest.raises(UserError, match="make them anew"):
-        references.check(found, other)
+        peer_curves.check(found, other)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ def test_the_reference_cells_leave_the_baseline() -> None:
 def test_reference_curves_are_what_lstm_learns(number: int) -> None:
     """The first points, trained again."""
     problem = examine.quick_trials()[number]
-    stored = references.read()["curves"][problem.name]["lstm"]
+    stored = peer_curves.read()["curves"][problem.name]["lstm"]
     points = trials.learn(problem, lj.lstm(examine.HIDDEN))
     for place in range(2):
         step, losses = next(points)
@@ -435,10 +444,10 @@ def test_a_page_says_what_is_wrong() -> None:
     curve = found["curves"]["copy, T = 10"]
     curve["losses"][1] = [None] * len(curve["steps"])  # a seed that diverged
     about = {name: found[name] for name in ("command", "date", "machine", "versions")}
-    text = page.render(found, references.read(), about)
+    text = page.render(found, peer_curves.read(), about)
     check_page(text, "a < b & '<script>'", 5)
     assert "fast 3.2, slow ∞" in text
-    lines = page.summary(found, references.read())
+    lines = page.summary(found, peer_curves.read())
     assert lines[0][0] is False
     assert lines[0][1].endswith(f"broken: {found['laws'][3]['name']}.")
     assert (False, "Path: autodiff: it was not made by gated.") in lines
@@ -473,10 +482,10 @@ def test_a_cell_that_fails_still_has_a_page(monkeypatch: Any) -> None:
     assert found["failed"][examine.COST] == "RuntimeError: of its own"
     assert "float32" in found["failed"][examine.LAWS]
     assert "\n" not in found["failed"][examine.LAWS]
-    text = page.render(found, references.read(), examine.about("a command"))
+    text = page.render(found, peer_curves.read(), examine.about("a command"))
     check_page(text, "its source", 0)
     assert text.count("Time and memory: failed: RuntimeError: of its own") == 2
-    lines = page.summary(found, references.read())
+    lines = page.summary(found, peer_curves.read())
     assert [good for good, _ in lines] == [False] * 4
 
 
@@ -538,7 +547,7 @@ def test_command(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     few = [trials.fable()._replace(num_steps=trials.POINTS)]
     monkeypatch.setattr(examine, "quick_trials", lambda: few)
-    monkeypatch.setattr(references, "check", lambda found, problem: None)
+    monkeypatch.setattr(peer_curves, "check", lambda found, problem: None)
     chosen = {n: laws.LAWS[n] for n in ("steps", "finite differences")}
     monkeypatch.setattr(laws, "LAWS", chosen)
     stored = json.loads(PAGE.with_suffix(".json").read_text())

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lstm_jax.cells import Cell
-from lstm_jax.lab.reference import python_unroll, weighted_sum
+from lstm_jax.lab.python_loop import python_unroll, weighted_sum
 from lstm_jax.recording import differentiable, pick, put
 from lstm_jax.unroll import unroll
 

@@ -29,23 +29,21 @@ img { max-width: 100%; height: auto; }
 """
 
 
-def render(
-    found: dict[str, Any], references: dict[str, Any], about: dict[str, Any]
-) -> str:
+def render(found: dict[str, Any], peers: dict[str, Any], about: dict[str, Any]) -> str:
     """The page.
 
     Args:
       found: as `examine.examine` gives it.
-      references: as `references.read` gives it.
+      peers: as `peer_curves.read` gives it.
       about: as `examine.about` gives it.
     """
     name = found["name"]
     sections = [
-        ("In short", _list(summary(found, references))),
+        ("In short", _list(summary(found, peers))),
         ("The cell", f"<pre>{_text(found['source'])}</pre>"),
         (examine.LAWS, found["laws"] and _laws(found["laws"])),
         (examine.COST, found["cost"] and _costs(found["cost"])),
-        ("Learning", found["curves"] and _learning(found, references)),
+        ("Learning", found["curves"] and _learning(found, peers)),
         (examine.FLOW, found["flow"] and _flow(found["flow"])),
     ]
     for number, (title, content) in enumerate(sections):
@@ -66,9 +64,7 @@ def render(
     )
 
 
-def summary(
-    found: dict[str, Any], references: dict[str, Any]
-) -> list[tuple[bool, str]]:
+def summary(found: dict[str, Any], peers: dict[str, Any]) -> list[tuple[bool, str]]:
     """The findings in a line each, and whether each is a good one."""
     laws, lines = found["laws"], _failures(found, found["failed"])
     if laws:
@@ -104,7 +100,7 @@ def summary(
         losses = final(curve)
         others = "; ".join(
             f"{name} {_number(statistics.mean(final(other)))}"
-            for name, other in references["curves"][problem].items()
+            for name, other in peers["curves"][problem].items()
         )
         lines.append(
             (
@@ -178,7 +174,7 @@ def _costs(costs: dict[str, Any]) -> str:
     )
 
 
-def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
+def _learning(found: dict[str, Any], peers: dict[str, Any]) -> str:
     seeds = len(next(iter(found["curves"].values()))["losses"])
     parts = [
         _note(
@@ -186,14 +182,14 @@ def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
             "to the largest. Measured on sequences that are not trained on (of MNIST "
             "on test images), but for the fable, which is to be learnt by heart. The "
             "curves of lstm and gru "
-            f"were made on {references['date']} on {references['machine']} by "
-            f"{references['command']}; those of what --full adds, along with this page."
+            f"were made on {peers['date']} on {peers['machine']} by "
+            f"{peers['command']}; those of what --full adds, along with this page."
         )
     ]
     rows = []
     for problem, curve in found["curves"].items():
         about = found["problems"][problem]
-        curves = {found["name"]: curve, **references["curves"][problem]}
+        curves = {found["name"]: curve, **peers["curves"][problem]}
         parts.append(
             _picture(
                 drawing.draw_learning(problem, about, curves),
@@ -202,7 +198,7 @@ def _learning(found: dict[str, Any], references: dict[str, Any]) -> str:
         )
         ends = [", ".join(map(_number, final(other))) for other in curves.values()]
         rows.append((problem, about["what"], *ends, _number(about["baseline"])))
-    heads = ("problem", "", found["name"], *references["curves"][rows[0][0]])
+    heads = ("problem", "", found["name"], *peers["curves"][rows[0][0]])
     return "\n".join([*parts, _table((*heads, "baseline"), rows)])
 
 

@@ -1,7 +1,7 @@
 """Learning curves of `lstm` and `gru`, beside which the lab draws a new cell's.
 
-`python -m lstm_jax.lab.references` trains them anew, on this machine: after a change of
-a problem of the lab, whose old curves are no measure any more.
+`python -m lstm_jax.lab.peer_curves` trains them anew, on this machine: after a change
+of a problem of the lab, whose old curves are no measure any more.
 """
 
 import json
@@ -15,7 +15,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.lab import examine
 from lstm_jax.lab.trials import Trial
 
-FILE = "references.json"
+FILE = "peer_curves.json"
 
 
 def read() -> dict[str, Any]:
@@ -33,7 +33,7 @@ def check(found: dict[str, Any], problem: Trial) -> None:
     if found["problems"].get(problem.name) != examine.describe(problem):
         raise UserError(
             f"the reference curves of {problem.name} are of another problem: make them "
-            "anew by python -m lstm_jax.lab.references"
+            "anew by python -m lstm_jax.lab.peer_curves"
         )
 
 
@@ -44,7 +44,7 @@ def make(problems: Sequence[Trial], say: Callable[[str], None]) -> dict[str, Any
       problems: on which.
       say: is given lines of progress.
     """
-    found = examine.about("python -m lstm_jax.lab.references")
+    found = examine.about("python -m lstm_jax.lab.peer_curves")
     found["problems"] = {p.name: examine.describe(p) for p in problems}
     found["curves"] = {}
     for problem in problems:
