@@ -281,12 +281,16 @@ def test_a_cell_of_few_features_learns_behind_a_layer() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (None, "is no Python file"),
+        (None, "there is no file .*mine.py: give one with a function cell"),
         ("cel = 3", "has no function cell"),
+        ("import lstm_jax as lj\ncell = lj.lstm(16)", "cell is a Cell already"),
         ("import nothing_of_that_name", "does not run: ModuleNotFoundError"),
         ("def cell(", "does not run: SyntaxError"),
         ("def cell(size): return 3", "returns a int: it has to return a lstm_jax.Cell"),
-        ("def cell(size): return 1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "def cell(size):\n    return 1 / 0",
+            r"ZeroDivisionError: division by zero \(mine.py:2\)",
+        ),
         (
             "import lstm_jax as lj\n"
             "def cell(size):\n"
@@ -299,7 +303,7 @@ def test_a_cell_of_few_features_learns_behind_a_layer() -> None:
             "def cell(size):\n"
             "    def gates(e, c, zx, zh): raise KeyError('x')\n"
             "    return lj.gated(size, 1, gates)",
-            "a step fails: KeyError",
+            r"a step fails: KeyError: 'x' \(mine.py:3\)",
         ),
         (
             "import lstm_jax as lj\n"
@@ -308,14 +312,72 @@ def test_a_cell_of_few_features_learns_behind_a_layer() -> None:
             "    return lj.gated(size, 1, gates)",
             r"carries on h float32\[2, 7\] where it began with h float32\[2, 8\]",
         ),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return (zx, c.c), zx\n"
+            "    return lj.gated(size, 1, gates, lj.LSTMCarry)",
+            r"return a tuple for a carry: .* \(carry, output\), the carry LSTMCarry\(h",
+        ),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return lj.LSTMCarry(zx, c.c)\n"
+            "    return lj.gated(size, 1, gates, lj.LSTMCarry)",
+            r"return LSTMCarry\(h, c\): they have to return \(carry, output\)",
+        ),
+        (
+            "import lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return lj.HiddenCarry(zx)\n"
+            "    return lj.gated(size, 1, gates)",
+            r"return HiddenCarry\(h\): they have to return \(carry, output\)",
+        ),
+        (
+            "import jax.numpy as jnp, lstm_jax as lj\n"
+            "def cell(size):\n"
+            "    def gates(e, c, zx, zh): return c, c.h\n"
+            "    def initial_carry(params, batch): return lj.HiddenCarry(jnp.ones(8))\n"
+            "    return lj.gated(size, 1, gates, initial_carry=initial_carry)",
+            r"must give arrays \[batch, ...\], got h \[8\]",
+        ),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_files_that_are_no_cell(text: str | None, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=reason):
         own_cell.features_of(own_cell.load(path), 8, 5)
+
+
+@pytest.mark.parametrize("name", ["_mine.py", "$x$.py", "a b.py", ".py", "mine.txt"])
+def test_names_that_no_picture_takes(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("import lstm_jax\ncell = lstm_jax.lstm")
+    with pytest.raises(UserError, match=r"names the cell in|is no Python file"):
+        own_cell.load(tmp_path / name)
+
+
+def test_cells_that_cannot_be_tried() -> None:
+    """They ignore the size that they are asked for, or leave the finite numbers."""
+    fixed = own_cell.OwnCell("fixed", "", lambda size: lj.lstm(64))
+    with pytest.raises(UserError, match=r"cell\(8\) and cell\(64\) have the same"):
+        examine.examine(fixed, [], lambda line: None)
+
+    def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
+        c = jnp.where(carry.h > 1.5, jnp.log(carry.c), carry.c)
+        return lj.LSTMCarry(carry.h + 1, c), zx
+
+    lost = own_cell.OwnCell("lost", "", lambda n: lj.gated(n, 1, gates, lj.LSTMCarry))
+    with pytest.raises(UserError, match=r"^lost: c is not finite after step 3 of"):
+        examine.examine(lost, [], lambda line: None)
+
+    def projected(size: int) -> lj.Cell:
+        return lj.combinators.project(lj.lstm(size), 4)
+
+    own_cell.check_sizes(own_cell.OwnCell("own", "", projected), 8, 16, 5)
+    own_cell.check_finite(own_cell.OwnCell("own", "", lj.slstm), 8, 5)
 
 
 def test_a_file_runs_as_a_script_does(tmp_path: Path, monkeypatch: Any) -> None:
@@ -460,20 +522,22 @@ def test_a_cell_that_fails_still_has_a_page(monkeypatch: Any) -> None:
     """A state written in float32, an error under training, and the name of a peer."""
 
     def initial_carry(params: Any, batch: int) -> lj.HiddenCarry:
-        return lj.HiddenCarry(jnp.zeros((batch, laws.HIDDEN), jnp.float32))
+        size = params["recurrent_kernel"].shape[0]
+        return lj.HiddenCarry(jnp.zeros((batch, size), jnp.float32))
 
     def gates(extras: Any, carry: Any, zx: Any, zh: Any) -> Any:
         h = jnp.tanh(zx + zh)
         return lj.HiddenCarry(h), h
 
-    cell = lj.gated(laws.HIDDEN, 1, gates, initial_carry=initial_carry)
+    def make(size: int) -> lj.Cell:
+        return lj.gated(size, 1, gates, initial_carry=initial_carry)
 
     def fails(*arguments: Any) -> Any:
         raise RuntimeError("of\nits own")
 
     for where, name in ((cost, "measure"), (examine, "follow"), (examine, "learnt")):
         monkeypatch.setattr(where, name, fails)
-    own = own_cell.OwnCell("lstm", "its source", lambda size: cell)
+    own = own_cell.OwnCell("lstm", "its source", make)
     problem = trials.adding(50)
     found = examine.examine(own, [problem], lambda line: None)
     assert found["name"] == "lstm.py"
@@ -569,7 +633,7 @@ def test_command(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
     [
         ([], "give the file of a cell"),
         (["a.py", "b.py"], "unexpected argument 'b.py'"),
-        (["a.py"], "a.py is no Python file"),
+        (["a.py"], "there is no file a.py"),
         ([str(EXAMPLE), "--out=a.txt"], "has to end in .html"),
         ([str(EXAMPLE), "--out=nowhere/a.html"], "in a folder that is there"),
     ],

@@ -16,7 +16,7 @@ from lstm_jax import checkpoints, devices, flow
 from lstm_jax.cells import Cell, gru, lstm
 from lstm_jax.data.text import read_text
 from lstm_jax.lab import cost, laws, trials
-from lstm_jax.lab.own_cell import OwnCell, features_of, said
+from lstm_jax.lab.own_cell import OwnCell, check_finite, check_sizes, features_of, said
 from lstm_jax.lab.trials import Trial
 from lstm_jax.tasks.classify_images import read_mnist
 
@@ -85,6 +85,8 @@ def examine(
             (HIDDEN, 2),
         )
     }
+    check_sizes(own, laws.HIDDEN, HIDDEN, features[laws.HIDDEN])
+    check_finite(own, laws.HIDDEN, features[laws.HIDDEN])
     # A file may have a peer's name.
     name = f"{own.name}.py" if own.name in PEERS else own.name
     beside = {name: own.make, **PEERS}
