@@ -83,6 +83,11 @@ def run(main: Callable[..., None], takes: str = "") -> None:
             _stop(f"--config: {error.filename}, line {error.lineno}: {error.msg}")
         except ImportError as error:
             _stop(f"--config: {error}")
+        except SystemExit as stop:
+            # After help that was asked for absl ends with 1, as after an error.
+            if stop.code == 1 and _asks_for_help(argv):
+                sys.exit(0)
+            raise
         wanted = 2 if takes else 1
         if len(rest) > wanted:
             _stop(f"unexpected argument {rest[wanted]!r}: flags begin with --")
@@ -123,6 +128,12 @@ def run(main: Callable[..., None], takes: str = "") -> None:
             _stop(line)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    """Whether one of absl's flags of help is there."""
+    names = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
+    return not names.isdisjoint({"help", "helpshort", "helpfull", "helpxml", "?"})
 
 
 def _line_of(error: Exception) -> str | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import app, flags
+from absl.testing import flagsaver
 from command_runs import (
     BEST,
     LAST,
@@ -71,6 +73,20 @@ def test_training_prints_its_result_last(trained: Trained) -> None:
     assert demonstration.startswith("long ago , ")
     assert len(demonstration.split()) == 3 + 32
     assert trained.printed.out.startswith((trained.workdir / "summary.txt").read_text())
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "flow.py", "lab.py"])
+def test_help_is_no_error(
+    script: str, call: Callable[..., Finished], monkeypatch: Any
+) -> None:
+    # absl defines them once a process, and `call` forgets what a run has defined.
+    with flagsaver.flagsaver():
+        if "help" not in flags.FLAGS:
+            monkeypatch.setattr(app, "_define_help_flags_called", False)
+            app.define_help_flags()
+        done = call(script, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "--helpfull" in done.out
 
 
 def test_workdir_holds_the_run(trained: Trained) -> None:
