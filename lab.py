@@ -1,4 +1,8 @@
-"""Tries a cell of your own: `python lab.py my_cell.py` writes one page about it."""
+"""Tries a cell of your own: `python lab.py my_cell.py` writes one page about it.
+
+The exit code is 0 where the cell obeys every law, 1 where it breaks one, a gradient is
+wrong or missing or its code fails at a section of the page, 2 where no page is written.
+"""
 
 import json
 import os
@@ -49,6 +53,8 @@ def main(path: str) -> None:
     for good, line in page.summary(found, curves):
         print(f"{'ok ' if good else 'NO '} {line}")
     print(f"the page: {out}")
+    if page.broken(found):
+        sys.exit(1)
 
 
 def check_out(out: Path) -> None:

@@ -17,6 +17,7 @@ from lstm_jax.cells import Cell
 from lstm_jax.lab.python_loop import python_unroll, weighted_sum
 from lstm_jax.recording import differentiable, pick, put
 from lstm_jax.unroll import unroll
+from lstm_jax.weights import named_leaves
 
 BATCH, TIME = 4, 9
 _SPLIT = 4  # a step in the middle
@@ -198,6 +199,28 @@ def _outputs(
 def _slope(cell: Cell, number: int, *arguments: Any) -> list[Array]:
     floats = pick(arguments[number], differentiable(arguments[number]))
     return jax.grad(_outputs, argnums=2)(cell, number, floats, *arguments)
+
+
+def unreached(given: Given) -> list[str]:
+    """The parameters of which every entry has a gradient of zero."""
+    cell, params, xs, *_ = given
+
+    @jax.jit
+    def slope(floats: list[Array]) -> list[Array]:
+        def total(floats: list[Array]) -> Array:
+            # From the initial carry, which may have parameters of its own.
+            return weighted_sum(unroll(cell, put(params, leaves, floats), xs)[1])
+
+        return jax.grad(total)(floats)
+
+    leaves = differentiable(params)
+    names = [*named_leaves(params)]
+    gradients = slope(pick(params, leaves))
+    return [
+        names[place]
+        for place, gradient in zip(leaves, gradients, strict=True)
+        if not np.any(gradient)
+    ]
 
 
 def second(given: Given) -> float:

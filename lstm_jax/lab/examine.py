@@ -23,7 +23,18 @@ from lstm_jax.tasks.classify_images import read_mnist
 LAWS, COST, FLOW = "Laws", "Time and memory", "Gradient flow"  # sections of a page
 PEERS = {"lstm": lstm, "gru": gru}  # of whom all is measured as well
 HIDDEN = 64  # units of the cells that learn and whose gradients are followed
+LEARNT = 0.5  # of the baseline: what ends below it is learnt
 TEXT, ROWS, STEPS = "meditations.txt", 16, 100  # whose gradients are followed
+
+# Of the numbers of JSON; what is not here is a count, or a ratio that its name tells.
+UNITS = {
+    "laws": "error and tolerance: of the largest entry of an array, or of 1",
+    "cost": "forward and training: ms; saved and peak: MB, on all devices",
+    "flow": "lag_gains: what is left of 1, lag by lag from 0; saturation: share of a "
+    "gate's values; time_constants: steps, null where nothing fades",
+    "curves": "losses: the unit of the problem, a list each seed, null: not finite",
+    "seconds": "s",
+}
 
 
 def quick_trials() -> list[Trial]:
@@ -103,10 +114,13 @@ def examine(
             return {}
 
     small, learner = own.make(laws.HIDDEN), own.make(HIDDEN)
-    found = tried(
-        LAWS,
-        lambda: laws.check(small, features[laws.HIDDEN], lambda law: say(f"  {law}")),
-    )
+
+    def laws_of_it() -> dict[str, Any]:
+        few = features[laws.HIDDEN]
+        found = laws.check(small, few, lambda law: say(f"  {law}"))
+        return {"laws": found, "unreached": laws.unreached(small, few)}
+
+    obeyed = tried(LAWS, laws_of_it)
 
     def cost_of_all() -> dict[str, cost.Cost]:
         layers = {name: make(cost.HIDDEN) for name, make in beside.items()}
@@ -127,7 +141,11 @@ def examine(
             "name": name,
             "source": own.source,
             "failed": failed,
-            "laws": [law._asdict() | {"holds": law.holds} for law in found],
+            "units": UNITS,
+            "laws": [
+                law._asdict() | {"holds": law.holds} for law in obeyed.get("laws", ())
+            ],
+            "unreached": obeyed.get("unreached", []),
             "cost": {name: value._asdict() for name, value in costs.items()},
             "flow": flows,
             "problems": {p.name: describe(p) for p in problems},
@@ -138,9 +156,16 @@ def examine(
 
 
 def describe(problem: Trial) -> dict[str, Any]:
-    """What a reader has to know of a problem."""
+    """What a reader has to know of a problem, and what makes a curve of it another."""
     fields = ("what", "unit", "baseline", "batch_size", "num_steps", "learning_rate")
-    return {name: getattr(problem, name) for name in fields}
+    fields += ("embedding_size",)
+    return {name: getattr(problem, name) for name in fields} | {
+        "learnt_below": LEARNT * problem.baseline,
+        "hidden_size": HIDDEN,
+        "seeds": trials.SEEDS,
+        "clip_norm": trials.CLIP_NORM,
+        "sequences_measured": trials.MEASURED,
+    }
 
 
 def learnt(problem: Trial, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:

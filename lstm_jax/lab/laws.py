@@ -68,6 +68,17 @@ def check(cell: Cell, features: int, say: Callable[[str], None]) -> list[Law]:
     return found
 
 
+def unreached(cell: Cell, features: int) -> list[str]:
+    """The parameters by which no output changes: all laws hold of such a cell.
+
+    Args:
+      cell: as for `check`.
+      features: as for `check`.
+    """
+    with jax.enable_x64(True):
+        return checks.unreached(make_given(cell, features))
+
+
 NOISE = "noise"
 # Each with what it says, the largest error, and how that is found.
 LAWS: dict[str, tuple[str, float, Callable[[Given], float]]] = {

@@ -11,9 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lstm_jax import command_line
 from lstm_jax.errors import UserError
 from lstm_jax.lab import examine
 from lstm_jax.lab.trials import Trial
+from lstm_jax.reporting import write_file
 
 FILE = "peer_curves.json"
 
@@ -64,8 +66,11 @@ def main() -> None:
     """Writes the file of the package."""
     found = make(examine.quick_trials(), _say)
     path = Path(__file__).with_name(FILE)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    try:
+        write_file(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from None
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

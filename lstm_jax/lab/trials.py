@@ -26,7 +26,8 @@ SEEDS = 3
 POINTS = 20  # of a curve
 _SYMBOLS = 8  # to copy
 _COPIED = 10  # of them, in a sequence
-_MEASURED = 512  # sequences of each point
+MEASURED = 512  # sequences of each point
+CLIP_NORM = 1.0  # of the gradient of all parameters
 
 # (inputs [B, T, ...], targets [B, ...])
 Batch = tuple[Array, Array]
@@ -47,6 +48,7 @@ class Trial(NamedTuple):
       num_steps: updates.
       learning_rate: of Adam.
       held_out: draws what is measured; None: `draw` does.
+      embedding_size: numbers that stand for a word; None: there are no words.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Trial(NamedTuple):
     num_steps: int
     learning_rate: float
     held_out: Callable[[PRNGKeyArray, int], Batch] | None = None
+    embedding_size: int | None = None
 
 
 class Curve(NamedTuple):
@@ -148,7 +151,7 @@ def fable(num_steps: int = 600) -> Trial:
     words = split_words(read_text("fable.txt"))
     vocabulary = build_vocabulary(words)
     inputs, targets = (jnp.asarray(a) for a in windows(encode(vocabulary, words), 3))
-    size = vocabulary.get_vocab_size()
+    size, embedding_size = vocabulary.get_vocab_size(), 32
     share = np.bincount(targets) / len(targets)
     share = share[share > 0]
 
@@ -162,11 +165,12 @@ def fable(num_steps: int = 600) -> Trial:
         unit="cross-entropy of a word, nats",
         baseline=float(-np.sum(share * np.log(share))),
         draw=draw,
-        model=lambda cell: SequenceClassifier((cell,), size, size, 32),
+        model=lambda cell: SequenceClassifier((cell,), size, size, embedding_size),
         losses=optax.softmax_cross_entropy_with_integer_labels,
         batch_size=32,
         num_steps=num_steps,
         learning_rate=3e-3,
+        embedding_size=embedding_size,
     )
 
 
@@ -245,7 +249,7 @@ def learn(trial: Trial, cell: Cell, seeds: int = SEEDS) -> Iterator[tuple[int, A
     """
     model, every = trial.model(cell), trial.num_steps // POINTS
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(trial.learning_rate)
+        optax.clip_by_global_norm(CLIP_NORM), optax.adam(trial.learning_rate)
     )
 
     def mean_loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Array:
@@ -273,7 +277,7 @@ def learn(trial: Trial, cell: Cell, seeds: int = SEEDS) -> Iterator[tuple[int, A
 
         return jax.lax.scan(step, state, first + jnp.arange(every))[0]
 
-    measured = (trial.held_out or trial.draw)(jax.random.key(2**31), _MEASURED)
+    measured = (trial.held_out or trial.draw)(jax.random.key(2**31), MEASURED)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     state = jax.jit(jax.vmap(begin))(keys)
     run = jax.jit(jax.vmap(train, in_axes=(0, 0, None)), donate_argnums=0)
