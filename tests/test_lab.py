@@ -477,6 +477,7 @@ def test_cost_counts_what_is_there(monkeypatch: Any) -> None:
     assert found["lstm"].forward_ratio == found["lstm"].training_ratio == 1
     assert found["mine"].path.startswith("fused")
     assert found["mine"].fast
+    assert "\n" not in found["mine"].path
     assert found["mine"].layout.startswith("rows ")
     assert found["mine"].autodiff_ratio is not None
     # Floats [6, 4, ...] of 4 bytes: more than the states alone, fewer than all else.
