@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float
 
 from lstm_jax.cells import Cell
 from lstm_jax.lab.python_loop import python_unroll, weighted_sum
+from lstm_jax.nested import named_leaves
 from lstm_jax.recording import differentiable, pick, put
 from lstm_jax.unroll import unroll
-from lstm_jax.weights import named_leaves
 
 BATCH, TIME = 4, 9
 _SPLIT = 4  # a step in the middle
