@@ -200,6 +200,7 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert_same_bits(saved_state(parts, config, task), wanted)
 
 
+@pytest.mark.slow
 def test_train_rows_count_each_example_once(tmp_path: Path) -> None:
     """At a rate of zero an epoch's row is the evaluation of the same examples."""
     fields = {"optimizer.learning_rate": 0.0, "report.every": 1000}

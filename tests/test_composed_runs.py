@@ -15,9 +15,10 @@ from toy_runs import toy_config, toy_task
 
 import lstm_jax as lj
 from lstm_jax import prediction, workdirs
+from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.errors import UserError
 from lstm_jax.nested import named_leaves
-from lstm_jax.weights import load_weights
+from lstm_jax.weights import load_weights, save_weights
 
 pytestmark = [
     READS_CONFIG,
@@ -32,17 +33,17 @@ ALL = (
 )
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        "zoneout(learned_initial_carry(lstm), 0.1)",
-        pytest.param(ALL, id="all", marks=pytest.mark.slow),
-    ],
-)
+def test_parameters_come_back_from_a_file(tmp_path: Path) -> None:
+    params = jax.device_get(parse_cell(ALL, 6).init(jax.random.key(0), 6))
+    save_weights(params, tmp_path / "weights.safetensors")
+    assert_same_bits(load_weights(tmp_path / "weights.safetensors"), params)
+
+
+@pytest.mark.slow
 def test_is_trained_read_exported_and_started_from(
-    cell: str, tmp_path: Path, call: Callable[..., Finished]
+    tmp_path: Path, call: Callable[..., Finished]
 ) -> None:
-    flags = (*TINY, "--config.model.embedding_size=6", f"--config.model.cell={cell}")
+    flags = (*TINY, "--config.model.embedding_size=6", f"--config.model.cell={ALL}")
     first, second = tmp_path / "first", tmp_path / "second"
     done = call("train.py", f"--workdir={first}", *flags)
     assert done.code == 0, done.err

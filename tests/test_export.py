@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 FEATURES, TIME = 3, 6
 # The others are of their kinds.
-QUICK = ("lstm", "stack", "noise", "two outputs")
+QUICK = ("lstm", "stack", "two outputs")
 # What is run with each batch; with one of them, all there is.
 KINDS = {1: ["sequence"], 3: ["step", "sequence", "plain"], 7: ["sequence"]}
 

@@ -419,6 +419,7 @@ def test_time_constants_of_other_cells() -> None:
     assert np.isposinf(taus_of(cell, random_params(cell), xs)).all()
 
 
+@pytest.mark.slow
 def test_time_constants_of_a_stack_are_those_of_its_layers() -> None:
     first, second = lj.lstm(HIDDEN), zoneout(lj.lstm(3), 0.25)
     cell, xs = stack(first, second), random_xs(BATCH, TIME)

@@ -141,7 +141,9 @@ def same_noise() -> lj.Cell:
             ("gradients", "resets"),
             marks=pytest.mark.slow,
         ),
-        (lost, ("finite differences",), ("steps",)),
+        pytest.param(
+            *(lost, ("finite differences",), ("steps",)), marks=pytest.mark.slow
+        ),
         pytest.param(
             *(counting, (), ("finite differences", "float32")), marks=pytest.mark.slow
         ),
@@ -678,6 +680,7 @@ def test_a_cell_of_the_name_of_a_peer_is_itself(monkeypatch: Any) -> None:
     assert "recurrent_bias" in layers["gru"]
 
 
+@pytest.mark.slow
 def test_digits_are_measured_on_test_images(monkeypatch: Any) -> None:
     """As `--full` learns them: all zeros to learn from, all ones to be tried on."""
     rng = np.random.default_rng(0)

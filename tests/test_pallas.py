@@ -113,7 +113,13 @@ def test_on_devices() -> None:
         outputs_and_gradients(cell, **twice, implementation="pallas")
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("lstm", "own") else pytest.mark.slow)
+        for name in CELLS
+    ],
+)
 def test_lowers_for_a_tpu(name: str) -> None:
     given = arguments(CELLS[name])
     params, xs = given.pop("params"), given.pop("xs")

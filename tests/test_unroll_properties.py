@@ -54,7 +54,7 @@ _COMMON = settings(
     # The fixtures are contexts that all cases may share.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("lstm_jax", _COMMON, max_examples=3, derandomize=True)
+settings.register_profile("lstm_jax", _COMMON, max_examples=2, derandomize=True)
 settings.register_profile("long", _COMMON, max_examples=400)
 PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "lstm_jax"))
 
