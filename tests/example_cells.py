@@ -284,7 +284,6 @@ RUNS = [
     ("lstm", "autodiff", False),
     ("lstm", "fused", True),
     ("gru", "fused", False),
-    ("gru_before", "autodiff", True),
     ("learned_initial", "autodiff", True),
     ("learned_initial", "fused", False),
 ]
@@ -293,6 +292,7 @@ MORE_RUNS = [
     ("simple_rnn", "autodiff", False),
     ("simple_rnn", "fused", True),
     ("gru_before", "autodiff", False),
+    ("gru_before", "autodiff", True),
 ]
 MARKED_RUNS = RUNS + [pytest.param(*run, marks=pytest.mark.slow) for run in MORE_RUNS]
 

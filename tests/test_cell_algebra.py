@@ -379,7 +379,7 @@ def test_the_same_is_drawn_in_float64(combinator: Any) -> None:
     drawn = []
     for wide in (False, True):
         with jax.enable_x64(wide):
-            params = cell.init(jax.random.key(0), INPUT)
+            params = random_params(cell)
             drawn.append(cell.noise(noise_key(0), params, BATCH, TIME))
     assert all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(drawn[0]))
     masks = [jax.tree.map(lambda a: np.asarray(a) != 0, noise) for noise in drawn]

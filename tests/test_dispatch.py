@@ -73,6 +73,7 @@ def test_no_transfer_to_the_device(tmp_path: Path, name: str) -> None:
         lj.fit(config_of(task, every=4), task, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_a_transfer(tmp_path: Path) -> None:
     """What the test above would see."""
 
@@ -131,6 +132,7 @@ def test_nothing_is_read_outside_of_fetch(tmp_path: Path, name: str) -> None:
     assert outside == []
 
 
+@pytest.mark.slow
 def test_a_read_outside_of_fetch_is_seen(tmp_path: Path) -> None:
     """What the test above would see."""
     predicting, task = steps.predicting_params, toy_task()
@@ -160,6 +162,7 @@ def test_no_compilation_after_the_first_epoch(
     assert [r.message for r in caplog.records if "ompil" in r.message] == []
 
 
+@pytest.mark.slow
 def test_a_compilation_after_the_first_epoch_is_seen(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

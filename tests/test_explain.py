@@ -128,6 +128,7 @@ def test_finds_the_layers_of_a_task() -> None:
     assert (first.time, first.masked) == (longest, True)
 
 
+@pytest.mark.slow
 def test_peak_is_a_speed() -> None:
     peak = explain.product_peak()
     square = jnp.ones((2048, 2048))

@@ -486,6 +486,7 @@ def test_cost_counts_what_is_there(monkeypatch: Any) -> None:
     assert 6 * 4 * 8 * 4 / 1e6 <= found["mine"].saved < found["lstm"].saved
 
 
+@pytest.mark.slow
 def test_cost_is_of_all_devices(monkeypatch: Any) -> None:
     """Memory as well. A cell with a sequence function of its own has no loop."""
     for name, value in (("BATCH", 8), ("TIME", 20), ("ROUNDS", 1)):
