@@ -286,14 +286,14 @@ def _check_carry(carry: Any, initial: Any) -> None:
     if carry is None:
         return
     want, got = jax.tree.structure(initial), jax.tree.structure(carry)
-    if type(carry) is not type(initial):
+    if want != got:
+        if type(carry) is type(initial):
+            raise ValueError(f"carry must be a {want}, got {got}")
         fields = ", ".join(getattr(initial, "_fields", ()))
         raise ValueError(
             f"carry must be a {type(initial).__name__}({fields}), as the cell's "
             f"initial_carry gives it, got a {type(carry).__name__}"
         )
-    if want != got:
-        raise ValueError(f"carry must be a {want}, got {got}")
     for a, b in zip(jax.tree.leaves(initial), jax.tree.leaves(carry), strict=True):
         if a.shape != jnp.shape(b) or a.dtype != jnp.result_type(b):
             raise ValueError(

@@ -93,15 +93,8 @@ FUSED = [
     *(
         pytest.param(name, marks=pytest.mark.slow)  # as those, or simpler
         for name in (
-            *(
-                "learned_initial_carry",
-                "peephole",
-                "coupled",
-                "mgu",
-                "indrnn",
-                "clip",
-                "zoneout",
-            ),
+            *("peephole", "coupled", "mgu", "indrnn", "clip", "zoneout"),
+            "learned_initial_carry",
             *("drop_connect", "project", "all_noise", "layer_norm_gru"),
             *("block_diagonal", "deep"),
         )

@@ -88,6 +88,23 @@ def test_carry_of_another_cell_is_a_value_error() -> None:
         unroll(carry=lj.LSTMCarry(zeros, {"c": zeros}))
 
 
+def test_a_carry_may_be_an_array_of_any_kind() -> None:
+    """Of NumPy or traced, where the cell's own is neither."""
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        return carry + params * x, x
+
+    cell = lj.Cell(
+        lambda key, size: jnp.ones(()),
+        lambda params, batch: jnp.zeros((batch, 2)),
+        step,
+    )
+    xs = jnp.ones((3, 4, 2))
+    for run in (lj.unroll, jax.jit(lj.unroll, static_argnums=0)):
+        last, _ = run(cell, jnp.float32(2), xs, np.full((3, 2), 5, np.float32))
+        np.testing.assert_array_equal(last, np.full((3, 2), 13.0))
+
+
 @pytest.mark.usefixtures("x64")
 def test_float32_carry_of_a_float64_cell_is_a_value_error() -> None:
     zeros = jnp.zeros((BATCH, HIDDEN), jnp.float32)
