@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from lstm_jax.data.sources import open_source, read_examples, read_texts
 from lstm_jax.errors import UserError
 
 SHARD = "imdb_reviews-train.array_record-00000-of-00001"
+ROOT = Path(__file__).parents[1]
 ELSEWHERE = "set TFDS_DATA_DIR (or data.tfds_dir of the config) to"
 
 
@@ -156,14 +160,18 @@ def more_than_there_are(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (remove(SHARD), "No such file or directory"),
-        (cut(0), "ArrayRecord file should be at least 64KB big"),
-        (cut(70000), "Corrupted Riegeli/records file"),
-        (cut(-1000), "Corrupted Riegeli/records file"),
+        (remove(SHARD), f"({SHARD}: open() failed: No such file or directory"),
+        (cut(0), f"({SHARD}: ArrayRecord file should be at least 64KB big"),
+        (cut(65536), f"({SHARD}: cut short)"),
+        (cut(70000), f"({SHARD}: Corrupted Riegeli/records file"),
+        (cut(-1000), f"({SHARD}: Corrupted Riegeli/records file"),
         (remove("dataset_info.json"), "no description of its splits"),
         (lambda f: [path.unlink() for path in f.iterdir()], "no description of its"),
         (lambda f: (f / "dataset_info.json").write_text("{"), "Failed to"),
-        (more_than_there_are, "index 2100 out of bound 2100"),
+        (
+            more_than_there_are,
+            f"({SHARD}: 2100 records, where dataset_info.json says 2101",
+        ),
     ],
 )
 def test_half_prepared_folder(
@@ -179,14 +187,88 @@ def test_half_prepared_folder(
     )
 
 
+def test_a_file_of_several_that_is_cut_short(copy: Path) -> None:
+    """Reading the last example would not tell."""
+    info = json.loads((copy / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["2100", "2100"]
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    first, last = (
+        copy / f"imdb_reviews-train.array_record-0000{i}-of-00002" for i in range(2)
+    )
+    (copy / SHARD).rename(first)
+    shutil.copy(first, last)
+    source = open_source("imdb_reviews", "train", str(copy.parents[2]))
+    assert source.size == 4200
+    first.write_bytes(first.read_bytes()[:-65536])
+    message = error_of("imdb_reviews", "train[100:]", copy.parents[2])
+    assert message.startswith(f"{copy} is damaged or half prepared ({first.name}: ")
+    # The rest is whole.
+    whole = open_source("imdb_reviews", "train[2100:]", str(copy.parents[2]))
+    assert len(read_texts(whole)[0]) == 2100
+
+
 def test_damage_that_only_reading_finds(copy: Path) -> None:
     shard = bytearray((copy / SHARD).read_bytes())
     for position in range(300, 40000, 500):
         shard[position] ^= 255
     (copy / SHARD).write_bytes(shard)
     source = open_source("imdb_reviews", "train", str(copy.parents[2]))
-    with pytest.raises(UserError, match=f"^{copy} is damaged or half .* \\(Corrupted"):
+    with pytest.raises(UserError, match=f" damaged or half .* \\({SHARD}: Corrupted"):
         read_texts(source)
+
+
+def test_without_array_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on Windows; TFDS would print six lines and raise an AttributeError."""
+    for module in [*sys.modules]:
+        if module.partition(".")[0] == "array_record":
+            monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    for name in ("imdb_reviews", "mnist"):
+        assert error_of(name, "train", tmp_path) == (
+            f"{name} is read with the package array_record, which cannot be imported "
+            "(import of array_record.python halted; None in sys.modules): pip install "
+            "array_record; there is none for Windows and for Intel Macs, so use Linux "
+            "there (WSL, a container)"
+        )
+    assert capsys.readouterr() == ("", "")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_not_every_platform_has_is_imported_where_it_is_needed() -> None:
+    early = re.compile(r"^(import|from) (array_record|tensorflow)", re.MULTILINE)
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("lstm_jax/**/*.py")]:
+        if "certify" not in path.parts:
+            assert not early.search(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.slow
+def test_all_but_data_sets_of_tfds_works_without_array_record(tmp_path: Path) -> None:
+    own = "".join(f"a good day,up\na bad day {i},down\n" for i in range(20))
+    (tmp_path / "own.csv").write_text("text,label\n" + own)
+    small = "--config.num_steps=2 --config.model.hidden_size=4"
+    texts = f"{small} --config.task=classify_text --config.data.path={{}}"
+    for number, (path, code) in enumerate(
+        (("", 0), (f"{tmp_path}/own.csv", 0), ("tfds:imdb_reviews", 2))
+    ):
+        argv = [f"--workdir={tmp_path / str(number)}"]
+        argv += (texts.format(path) if path else small).split()
+        program = (
+            "import runpy, sys; sys.modules['array_record'] = None; "
+            f"sys.argv = ['train.py', *{argv!r}]; "
+            "runpy.run_path('train.py', run_name='__main__')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert ("read with the package array_record" in done.stderr) == (code == 2)
+        assert (tmp_path / str(number)).exists() == (code == 0)
 
 
 def test_tensorflow_is_asked_for_before_a_download(

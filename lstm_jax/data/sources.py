@@ -54,8 +54,9 @@ def open_source(name: str, split: str, tfds_dir: str = "") -> Source:
 
     Raises:
       UserError: the set is not prepared and cannot be, is damaged, lies there in
-        another file format, or has no such split.
+        another file format, or has no such split; or array_record is not installed.
     """
+    _check_installed(name)
     folder = tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     builder = _builder(name, os.path.expanduser(folder))
     path = Path(builder.data_path)
@@ -74,7 +75,7 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[dict[str, Any]
     try:
         return source.examples.__getitems__(indices)
     except Exception as error:  # whatever the C++ reader makes of damaged bytes
-        raise _damaged(source.folder, error) from error
+        raise _damaged(source.folder, error, _unreadable(source.folder)) from error
 
 
 def read_texts(
@@ -93,6 +94,19 @@ def read_texts(
             texts.append(example["text"].decode("utf-8", errors="replace"))
             labels[i] = example["label"]
     return texts, labels
+
+
+def _check_installed(name: str) -> None:
+    """Raises a `UserError` without array_record, of which TFDS prints a banner."""
+    try:
+        # Here and not above: Windows and Intel Macs have no such package.
+        from array_record.python import array_record_data_source  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{name} is read with the package array_record, which cannot be imported "
+            f"({_first_line(error)}): pip install array_record; there is none for "
+            "Windows and for Intel Macs, so use Linux there (WSL, a container)"
+        ) from error
 
 
 def _builder(name: str, folder: str) -> Any:
@@ -176,11 +190,42 @@ def _examples(builder: Any, split: str) -> Examples:
         raise UserError(
             f"{builder.name} has no split {split}: it has {', '.join(info.splits)}"
         ) from None
-    try:
-        examples[len(examples) - 1]  # a file cut short has lost its end
-    except Exception as error:
-        raise _damaged(path, error) from error
+    for part in info.splits[split].file_instructions:
+        file = Path(part.filename)
+        try:
+            _check_file(file, part.examples_in_shard)
+        except Exception as error:  # whatever the C++ reader makes of it
+            raise _damaged(path, error, file.name) from error
     return examples
+
+
+def _check_file(path: Path, size: int) -> None:
+    """Raises an error, of whatever kind, if a file does not hold `size` records."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    # It opens a file cut short as one of 0 records.
+    reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+    whole, records = reader.ok(), reader.num_records()
+    try:
+        reader.close()
+    except Exception as error:  # says what was wrong, though not always
+        raise ValueError(str(error) or "cut short") from error
+    if not whole:
+        raise ValueError("cut short")
+    if records != size:
+        raise ValueError(f"{records} records, where dataset_info.json says {size}")
+
+
+def _unreadable(folder: Path) -> str:
+    """The first file with a record that cannot be read; "" if there is none."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for path in sorted(folder.glob("*.array_record*")):
+        try:
+            ArrayRecordReader(str(path)).read_all()
+        except Exception:  # as above
+            return path.name
+    return ""
 
 
 def _has_images(builder: Any) -> bool:
@@ -190,10 +235,12 @@ def _has_images(builder: Any) -> bool:
     return "image" in features and isinstance(features["image"], tfds.features.Image)
 
 
-def _damaged(path: Path, error: Exception | str) -> UserError:
+def _damaged(path: Path, error: Exception | str, file: str = "") -> UserError:
+    """The error of a folder, with the file where one is known."""
+    reason = f"{file}: {_first_line(error)}" if file else _first_line(error)
     return UserError(
-        f"{path} is damaged or half prepared ({_first_line(error)}): delete it, and "
-        f"TFDS will prepare it anew, or {_ELSEWHERE} another folder"
+        f"{path} is damaged or half prepared ({reason}): delete it, and TFDS will "
+        f"prepare it anew, or {_ELSEWHERE} another folder"
     )
 
 
