@@ -162,6 +162,11 @@ def test_many_numbers_are_read_exactly(tmp_path: Path) -> None:
         ("a,b\n1,2\n1\n", "", "line 3: 1 fields where the header has 2: every row"),
         ("a\n1\n\n2\n", "", "line 3: the line is blank; every row is a step"),
         ("\na\n1\n", "", "line 1: the line is blank; every row is a step"),
+        (
+            'a,b\n"1,2\n3",4\n',
+            "",
+            "line 2: a quoted field goes on to line 3, over lines",
+        ),
         ('a,b\n1,2\n1,"2\n', "", "line 3: unexpected end of data; a quoted field"),
         ("a,b\n1,2\n", "c", "line 1: no column 'c'; there are 'a', 'b': set data.col"),
         ("a,b,a\n1,2,3\n", "a", "line 1: two columns 'a'; there are 'a', 'b', 'a'"),

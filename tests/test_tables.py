@@ -80,6 +80,85 @@ def test_a_million_characters_leave_the_limit_as_it_was(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
+def test_quotes_between_tabs_are_text_unless_they_enclose_a_field(
+    tmp_path: Path,
+) -> None:
+    """As tools write that quote nothing, and as spreadsheets do."""
+    rows = [
+        ('"Fine" said he', "good"),
+        ('he said "fine"', "good"),
+        ('"unclosed', "bad"),
+        ('"', "bad"),
+        ('5"', "bad"),
+        ('"a"" b', "good"),
+    ]
+    lines = "".join(f"{text}\t{label}\n" for text, label in rows)
+    path = write(tmp_path, "a.tsv", "text\tlabel\n" + lines)
+    assert read_labelled(path) == tuple(map(list, zip(*rows, strict=True)))
+    content = 'text\tlabel\r\n"a ""b"" c"\t"good"\r\n"two\nlines, a\ttab"\tbad\r\n'
+    path = write(tmp_path, "b.tsv", content)
+    texts = ['a "b" c', "two\nlines, a\ttab"]
+    assert read_labelled(path) == (texts, ["good", "bad"])
+
+
+JOINED = '"fine start\tgood\nbad ending"\tbad\nplain row\tgood\n'
+
+
+def test_two_quotes_that_are_text_join_no_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "text\tlabel\n" + JOINED)
+    texts = ['"fine start', 'bad ending"', "plain row"]
+    assert read_labelled(path) == (texts, ["good", "bad", "good"])
+    # Sixty rows stay sixty, whichever column is first and whatever is between.
+    rows = [(f"row {i}", ("good", "bad")[i % 2]) for i in range(60)]
+    for i in (3, 20, 41):
+        rows[i], rows[i + 7] = (f'"row {i}', "bad"), (f'row {i}"', "good")
+    for header, order in (("text\tlabel", 1), ("label\ttext", -1)):
+        lines = ["\t".join(row[::order]) for row in rows]
+        lines.insert(5, "")
+        path = write(tmp_path, "b.tsv", "\n".join([header, *lines]))
+        assert read_labelled(path) == tuple(map(list, zip(*rows, strict=True)))
+    # Where the joined row would have other fields than the header, no label decides.
+    path = write(tmp_path, "c.tsv", 'label\ttext\nup\t"a\ndown\tb"\tc\n')
+    with pytest.raises(UserError, match=r"line 2: 3 fields where the header has 2"):
+        read_labelled(path)
+
+
+HOLDS_ROWS = (
+    "over lines that are rows by themselves; if its quote is text, quote the field and "
+    "double it; if not, take the newlines out"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "last"),
+    [
+        ("a.csv", "text,label\n" + JOINED.replace("\t", ","), 2, 3),
+        ("a.csv", 'label,text\nup,x\nup,"a\ndown,b"\ndown,y\n', 3, 4),
+        ("a.tsv", 'label\ttext\nup\t"a\ndown\tb"\nup\tb\n', 2, 3),  # is it a label?
+        ("a.tsv", "text\tlabel\n" + JOINED.replace("good\n", "good\nx\n", 1), 2, 4),
+    ],
+)
+def test_what_may_be_rows_or_a_text_is_refused(
+    tmp_path: Path, name: str, content: str, line: int, last: int
+) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(UserError) as error:
+        read_labelled(path)
+    goes = f"{path}, line {line}: a quoted field goes on to line {last}, "
+    assert str(error.value) == goes + HOLDS_ROWS
+
+
+def test_a_text_of_several_lines_is_one(tmp_path: Path) -> None:
+    """Each of them may have as many fields as the header, but not a label."""
+    content = 'text,label\n"Well, I came\nand saw",good\n"no, good",bad\n'
+    path = write(tmp_path, "a.csv", content)
+    texts = ["Well, I came\nand saw", "no, good"]
+    assert read_labelled(path) == (texts, ["good", "bad"])
+    content = 'text\tlabel\n"a\tb\nc"\tgood\n"two\nlines"\tbad\n'
+    path = write(tmp_path, "a.tsv", content)
+    assert read_labelled(path) == (["a\tb\nc", "two\nlines"], ["good", "bad"])
+
+
 QUOTES = "a quoted field ends with a quote, and a quote inside it is doubled"
 COLUMNS = "set data.text_column and data.label_column"
 OBJECT = 'a line looks like {"text": "...", "label": "..."}'

@@ -275,6 +275,9 @@ def test_a_file_in_two_columns(tmp_path: Path) -> None:
     )
     path.write_bytes(b"a\tB\rc\tD\r\re\tF\r")
     assert read_tagged(str(path)).words == [["a", "c"], ["e"]]
+    # Quotes are words like others, and join no lines.
+    path.write_bytes(b'"\tQ\na\tB\n"\tQ\n\n"c"\tD\n')
+    assert read_tagged(str(path)).words == [['"', "a", '"'], ['"c"']]
 
 
 @pytest.mark.parametrize(

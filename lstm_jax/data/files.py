@@ -2,8 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lstm_jax.errors import UserError
 
@@ -34,25 +36,65 @@ def read_utf8(path: str, takes: str) -> str:
         ) from None
 
 
-def read_records(
-    path: str, text: str, delimiter: str = ","
-) -> Iterator[tuple[int, list[str]]]:
-    """The records of a delimited text, each with the line on which it begins.
+class Record(NamedTuple):
+    """A record of a delimited text.
 
-    A blank line is a record without fields.
+    Attributes:
+      line: the line on which it begins, from 1.
+      fields: what it holds; a blank line is a record without fields.
+      lines: the fields of each of its lines by itself, where a quoted field holds it
+        together over several; else ().
+    """
+
+    line: int
+    fields: list[str]
+    lines: Sequence[list[str]] = ()
+
+
+def read_records(path: str, text: str, delimiter: str = ",") -> Iterator[Record]:
+    r"""Yield the records of a delimited text.
+
+    A field in quotes may hold delimiters, newlines and doubled quotes. Between tabs
+    most tools quote nothing, so that there a quote is text unless it opens a field that
+    another one closes; between commas it is an error at the beginning of any other.
+
+    >>> [r.fields for r in read_records("a.tsv", '"5""\t"b" c\t"d', "\t")]
+    [['"5""', '"b" c', '"d']]
 
     Args:
       path: where the text is from, for the error.
       text: the text.
-      delimiter: what parts fields.
+      delimiter: what separates fields, "," or a tab.
 
     Raises:
       UserError: quotes are not as they should be; the message names the line.
     """
+    return _by_tabs(text) if delimiter == "\t" else _by_commas(path, text)
+
+
+def holds_rows(path: str, record: Record) -> UserError:
+    """Return the error of a record whose lines are rows by themselves."""
+    last = record.line + len(record.lines) - 1
+    return UserError(
+        f"{path}, line {record.line}: a quoted field goes on to line {last}, over "
+        "lines that are rows by themselves; if its quote is text, quote the field and "
+        "double it; if not, take the newlines out"
+    )
+
+
+def _by_commas(path: str, text: str) -> Iterator[Record]:
+    read: list[str] = []  # the lines of a record
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            read.append(line)
+            yield line
+
     # strict: an unclosed quote is an error, not the rest of the file in one field.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(), strict=True)
     while True:
-        line = reader.line_num + 1  # a quoted field may hold newlines
+        read.clear()
+        line = reader.line_num + 1
         # The limit is the process's: it is raised for no longer than one record.
         limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
         try:
@@ -66,4 +108,45 @@ def read_records(
             csv.field_size_limit(limit)
         if row is None:
             return
-        yield line, row
+        yield Record(line, row, _alone(read, ","))
+
+
+def _by_tabs(text: str) -> Iterator[Record]:
+    at, line = 0, 1
+    while at < len(text):
+        fields, end = _scan(text, at, "\t")
+        lines = _LINE_END.split(text[at:end])
+        yield Record(line, fields if end > at else [], _alone(lines, "\t"))
+        line += len(lines)
+        at = end + (2 if text.startswith("\r\n", end) else 1)
+
+
+def _alone(lines: Sequence[str], delimiter: str) -> Sequence[list[str]]:
+    """The fields of each line, where there are several."""
+    if len(lines) == 1:
+        return ()
+    return [_scan(line.rstrip("\r\n"), 0, delimiter)[0] for line in lines]
+
+
+def _scan(text: str, at: int, delimiter: str) -> tuple[list[str], int]:
+    """The fields of the record that begins at a place, and where it ends."""
+    fields = []
+    while True:
+        if match := _QUOTED[delimiter].match(text, at):
+            fields.append(match[1].replace('""', '"'))
+        else:
+            match = _BARE[delimiter].match(text, at)
+            assert match is not None  # of an empty field as well
+            fields.append(match[0])
+        at = match.end()
+        if text[at : at + 1] != delimiter:
+            return fields, at
+        at += 1
+
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# A whole field: possessive, as a doubled quote never closes one.
+_QUOTED = {
+    d: re.compile(rf'"([^"]*+(?:""[^"]*+)*+)"(?=[{d}\r\n]|\Z)') for d in (",", "\t")
+}
+_BARE = {d: re.compile(rf"[^{d}\r\n]*+") for d in (",", "\t")}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lstm_jax.data.files import read_records, read_utf8
+from lstm_jax.data.files import holds_rows, read_records, read_utf8
 from lstm_jax.data.waves import waves
 from lstm_jax.errors import UserError
 
@@ -134,7 +134,8 @@ def read_series(path: str, column: str = "") -> Float[np.ndarray, " steps"]:
     text = read_utf8(path, "data.path takes a CSV file of numbers").rstrip()
     numbers: list[float] = []
     header, at = None, -1
-    for line, row in read_records(path, text):
+    for record in read_records(path, text):
+        line, row, lines = record
         if not row:
             raise UserError(
                 f"{path}, line {line}: the line is blank; every row is a step, so "
@@ -148,6 +149,8 @@ def read_series(path: str, column: str = "") -> Float[np.ndarray, " steps"]:
                 f"{path}, line {line}: {len(row)} fields where the header has "
                 f"{len(header)}: every row is a step and needs them all"
             )
+        elif sum(len(r) == len(row) and _is_number(r[at]) for r in lines) > 1:
+            raise holds_rows(path, record)
         else:
             numbers.append(_number(path, line, header[at], row[at]))
     if header is None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from lstm_jax.data.files import read_records, read_utf8
+from lstm_jax.data.files import Record, holds_rows, read_records, read_utf8
 from lstm_jax.errors import UserError
 
 
@@ -31,6 +31,7 @@ def read_labelled(
     """The two columns of a file, chosen by its ending.
 
     A `.csv` or `.tsv` file has a header row, and its quoted fields may hold newlines.
+    In a `.tsv` file, a quote that is not one of the two around a field is text.
     A `.jsonl` file has an object a line; a label may be a string, an integer or a
     boolean there. Blank lines are skipped, spaces around a label dropped; a text may
     be empty, a label not.
@@ -131,10 +132,10 @@ def _contents(path: str) -> str:
 
 def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
-    records = (record for record in read_records(path, text, delimiter) if record[1])
-    line, header = next(records, (1, []))
-    if not header:
+    records = [r for r in read_records(path, text, delimiter) if r.fields]
+    if not records:
         raise UserError(f"{path} is empty: it needs a header row that names columns")
+    line, header, _ = records.pop(0)
     for column in (text_column, label_column):
         if header.count(column) != 1:
             wrong = "two columns" if column in header else "no column"
@@ -143,7 +144,7 @@ def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -
                 f"{_named(header)}: set data.text_column and data.label_column"
             )
     at_text, at_label = header.index(text_column), header.index(label_column)
-    for line, row in records:
+    for line, row in _rows_apart(path, records, delimiter, len(header), at_label):
         if len(row) != len(header):
             raise UserError(
                 f"{path}, line {line}: {len(row)} fields where the header has "
@@ -151,6 +152,39 @@ def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -
                 f"{'tab' if delimiter == chr(9) else 'comma'} or a newline"
             )
         yield line, row[at_text], row[at_label]
+
+
+def _rows_apart(
+    path: str, records: list[Record], delimiter: str, size: int, at_label: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows with their lines; two quotes that are text join no rows.
+
+    A field in quotes that goes over several lines may be one text, or begin with one
+    row's quote and end with another row's. Rows it is where every line has as many
+    fields as the header, with labels that occur elsewhere.
+    """
+    known = {r.fields[at_label] for r in records if len(r.fields) == size}
+
+    def each_fits(lines: Sequence[list[str]]) -> bool:
+        return all(len(fields) == size for fields in lines if fields != [""])
+
+    quotes = any(r.lines and not each_fits(r.lines) for r in records)
+    for record in records:
+        line, row, lines = record
+        rows = sum(len(f) == size and f[at_label] in known for f in lines)
+        # Most tools quote nothing between tabs; between commas lines often fit.
+        if delimiter == "\t" and lines and each_fits(lines):
+            blank = sum(fields == [""] for fields in lines)
+            if rows + blank == len(lines) or len(row) != size:
+                numbered = enumerate(lines, start=line)
+                yield from ((n, fields) for n, fields in numbered if fields != [""])
+                continue
+            if not quotes:  # no field of the file is certain to be a quoted one
+                raise holds_rows(path, record)
+        # Of the lines of a quoted text one may look like a row, hardly two.
+        if rows > 1:
+            raise holds_rows(path, record)
+        yield line, row
 
 
 def _json_rows(path: str, text: str, text_column: str, label_column: str) -> Rows:
