@@ -146,16 +146,94 @@ def test_every_mode_becomes_grey(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, DIGIT)
 
 
-def test_what_is_transparent_is_black(tmp_path: Path) -> None:
+# A seven, as alpha or as ink.
+STROKES = np.zeros((28, 28), np.uint8)
+STROKES[4:8, 8:20] = STROKES[8:24, 16:20] = 255
+
+
+def drawn(ink: int) -> list[Image.Image]:
+    """The seven in one grey on nothing, in every way that a file can say so."""
+    alpha = Image.fromarray(STROKES)
+    grey = Image.new("L", (28, 28), ink)
+    palette = Image.fromarray((STROKES > 0).astype(np.uint8))
+    palette.putpalette([90, 90, 90, ink, ink, ink])
+    palette.info["transparency"] = 0
+    other = 77  # a grey that is called transparent
+    marked = np.where(STROKES, ink, other).astype(np.uint8)
+    one = Image.fromarray(marked)
+    one.info["transparency"] = other
+    three = Image.merge("RGB", [Image.fromarray(marked)] * 3)
+    three.info["transparency"] = (other,) * 3
+    deep = Image.fromarray(marked.astype(np.uint16) * 257)
+    deep.info["transparency"] = other * 257
+    colours = Image.merge("RGBA", [grey, grey, grey, alpha])
+    return [colours, Image.merge("LA", [grey, alpha]), palette, one, three, deep]
+
+
+def test_what_is_transparent_shows_white_or_else_black(tmp_path: Path) -> None:
+    for image in drawn(ink=0):
+        path = tmp_path / "digit.png"
+        image.save(path, transparency=image.info.get("transparency"))
+        read = read_png(str(path))
+        np.testing.assert_array_equal(read, 255 - STROKES, err_msg=image.mode)
+        assert looks_inverted(read)
+    for image in drawn(ink=255):
+        image.save(path, transparency=image.info.get("transparency"))
+        read = read_png(str(path))
+        np.testing.assert_array_equal(read, STROKES, err_msg=image.mode)
+    colours, *_ = drawn(ink=0)
+    colours.save(tmp_path / "digit.webp", lossless=True)
+    read = read_png(str(tmp_path / "digit.webp"))
+    np.testing.assert_array_equal(read, 255 - STROKES)
+    # Half of the ink shows half of what is behind it.
     alpha = RNG.integers(0, 256, (28, 28), np.uint8)
-    alpha[:9] = 0
-    white = np.full((28, 28, 3), 255, np.uint8)
-    rgba = np.concatenate([white, alpha[..., None]], axis=-1)
-    read = read_png(save(tmp_path, Image.fromarray(rgba)))
-    np.testing.assert_array_equal(read, alpha)
-    both = np.stack([DIGIT, alpha], axis=-1)
+    both = np.stack([DIGIT // 4, alpha], axis=-1)
     read = read_png(save(tmp_path, Image.fromarray(both)))
-    np.testing.assert_allclose(read, DIGIT / 255 * alpha, atol=1)
+    shown = DIGIT // 4 / 255 * alpha + (255 - alpha)
+    np.testing.assert_allclose(read, shown, atol=1)
+
+
+def test_kinds_of_files_are_shown_as_a_viewer_shows_them(tmp_path: Path) -> None:
+    ink = Image.fromarray(255 - STROKES)
+    for mode, kind in (("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG")):
+        rgb = ink.convert("RGB")
+        read = read_png(save(tmp_path, rgb.convert(mode), kind))
+        np.testing.assert_allclose(read, 255 - STROKES, atol=25, err_msg=mode)
+    for dtype in (np.int32, np.float32):
+        scale = 257 if dtype is np.int32 else 1
+        deep = Image.fromarray(STROKES.astype(dtype) * dtype(scale))
+        read = read_png(save(tmp_path, deep, "TIFF"))
+        np.testing.assert_array_equal(read, STROKES)
+    # 6: turn it clockwise.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("PNG", "JPEG"):
+        path = tmp_path / f"turned.{kind}"
+        ink.save(path, kind, exif=exif, quality=95)
+        read = read_png(str(path))
+        turned = np.rot90(255 - STROKES, -1)
+        np.testing.assert_allclose(read, turned, atol=25)
+
+
+def test_an_empty_image_is_refused(tmp_path: Path) -> None:
+    empty = [
+        Image.new(mode, (28, 28)) for mode in ("L", "1", "P", "RGBA", "LA", "I;16")
+    ]
+    white = [Image.new("L", (60, 40), 255), Image.new("RGBA", (9, 9), (0, 0, 0, 200))]
+    paper = Image.fromarray(RNG.integers(250, 256, (99, 99), np.uint8))  # as scanned
+    hair = Image.fromarray(
+        RNG.integers(0, 256, (300, 2), np.uint8)
+    )  # less than a pixel
+    for image in [*empty, *white, paper, hair]:
+        path = save(tmp_path, image)
+        with pytest.raises(UserError) as error:
+            read_png(path)
+        assert str(error.value) in (
+            f"{path} is empty: nothing is seen at 28x28 pixels; give an image with a "
+            "digit on it",
+            # Of the hair, by an older Pillow.
+            f"{path} cannot be read as an image: give a PNG file of a digit",
+        )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 3), (10, 10)])
@@ -167,12 +245,15 @@ def test_other_sizes_are_averaged(tmp_path: Path, rows: int, columns: int) -> No
 
 
 def test_oblong_image_keeps_its_proportions(tmp_path: Path) -> None:
-    noisy = RNG.integers(0, 256, (56, 28), np.uint8)
-    read = read_png(save(tmp_path, Image.fromarray(noisy)))
-    mean = noisy.reshape(28, 2, 14, 2).mean((1, 3))
-    np.testing.assert_allclose(read[:, 7:21], mean, atol=1)
-    assert not read[:, :7].any()
-    assert not read[:, 21:].any()
+    for background in (0, 255):  # that of the square is the image's own
+        noisy = RNG.integers(0, 256, (56, 28), np.uint8)
+        noisy[:2] = noisy[-2:] = noisy[:, :2] = noisy[:, -2:] = background
+        read = read_png(save(tmp_path, Image.fromarray(noisy)))
+        mean = noisy.reshape(28, 2, 14, 2).mean((1, 3))
+        np.testing.assert_allclose(read[:, 7:21], mean, atol=1)
+        assert (read[:, :7] == background).all()
+        assert (read[:, 21:] == background).all()
+        assert looks_inverted(read) == (background == 255)
 
 
 def test_ink_on_paper_is_told_from_light_on_dark() -> None:

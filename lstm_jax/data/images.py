@@ -3,6 +3,7 @@
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tqdm
@@ -11,7 +12,11 @@ from jaxtyping import Int, UInt8
 from lstm_jax.data.sources import Source, read_examples
 from lstm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _SIDE = 28
+_FAINT = 8  # of 255, less than which nobody sees
 _CHUNK = 1000  # examples that a thread reads and decodes at a time
 
 
@@ -50,40 +55,72 @@ def read_images(
 
 
 def read_png(path: str) -> UInt8[np.ndarray, "28 28"]:
-    """A user's image of a digit, as grey and at the size of MNIST's.
+    """Return a user's image of a digit as a viewer shows it, grey, in MNIST's size.
 
-    Digits are light on dark, as MNIST's are: nothing is inverted. What is transparent
-    becomes black; another size is averaged, not cut, on a black square.
+    Nothing is inverted, though MNIST's digits are light on dark. What is transparent
+    shows white, or black where that gives more contrast, as for white ink. An image is
+    turned as its EXIF data says. Another size is averaged, not cut, on a square of
+    white if the image is light at its edges, else of black.
 
     Raises:
-      UserError: there is no such file, or it is no image.
+      UserError: there is no such file, it is no image, or nothing is on it.
     """
     # Only who gives an image needs Pillow.
     from PIL import Image, ImageOps
 
+    size = (_SIDE, _SIDE)
     if not os.path.isfile(path):
         raise UserError(f"no image file {path}: give a PNG file of a digit")
     try:
         with Image.open(path) as image:
             image.load()
+            grey = _as_shown(ImageOps.exif_transpose(image))
+        if grey.size != size:
+            grey = ImageOps.contain(grey, size, Image.Resampling.BOX)
     except Exception as error:  # Pillow lets many kinds through from a damaged file
         raise UserError(
             f"{path} cannot be read as an image: give a PNG file of a digit"
         ) from error
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    grey = image.convert("L")
-    if grey.size != (_SIDE, _SIDE):
-        size = (_SIDE, _SIDE)
-        grey = ImageOps.pad(grey, size, Image.Resampling.BOX, color=0)
+    if _contrast(grey) < _FAINT:
+        raise UserError(
+            f"{path} is empty: nothing is seen at {_SIDE}x{_SIDE} pixels; give an "
+            "image with a digit on it"
+        )
+    if grey.size != size:
+        color = 255 if looks_inverted(np.array(grey)) else 0
+        grey = ImageOps.pad(grey, size, Image.Resampling.BOX, color=color)
     return np.array(grey)
 
 
-def looks_inverted(image: UInt8[np.ndarray, "28 28"]) -> bool:
+def _as_shown(image: "Image.Image") -> "Image.Image":
+    """The image in grey, on a background where it is transparent."""
+    from PIL import Image
+
+    # Pillow would cut numbers of 16 bits off at 255, and forget which is transparent.
+    if image.mode.startswith("I"):
+        numbers = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        clear = image.info.get("transparency")
+        grey = Image.fromarray((numbers // 257).astype(np.uint8))
+        if clear is None:
+            return grey
+        image = Image.merge(
+            "LA", (grey, Image.fromarray((numbers != clear).astype(np.uint8) * 255))
+        )
+    if not image.has_transparency_data:
+        return image.convert("L")
+    image = image.convert("RGBA")
+    backgrounds = (Image.new("RGBA", image.size, name) for name in ("white", "black"))
+    shown = [Image.alpha_composite(back, image).convert("L") for back in backgrounds]
+    return max(shown, key=_contrast)  # the first, if they are alike
+
+
+def _contrast(grey: "Image.Image") -> int:
+    """From the darkest to the lightest place; 0 of an image without any."""
+    pixels = np.asarray(grey)
+    return int(pixels.max()) - int(pixels.min()) if pixels.size else 0
+
+
+def looks_inverted(image: UInt8[np.ndarray, "rows columns"]) -> bool:
     """Whether what surrounds the digit is light, as ink on paper has it."""
     edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     return bool(np.median(edge) > 127)
