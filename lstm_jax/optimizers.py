@@ -1,5 +1,6 @@
 """From a config to an optax transformation."""
 
+import functools
 import math
 
 import jax
@@ -82,6 +83,49 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Return Optax's clipping with a norm that does not overflow.
+
+    The sum of squares is infinite in float32 where an entry is above 1.8e19. Optax
+    divides by it, and every update is 0. Such a gradient is divided by its largest
+    entry first; any other one is clipped by the same operations as Optax clips it.
+
+    Args:
+      max_norm: the largest norm of all updates together.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: object = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+
+        def clip(tree: optax.Updates, norm: Array, scale: Array) -> optax.Updates:
+            """Updates, or the tree at the length `max_norm`."""
+            keep = norm * scale < max_norm
+            return jax.tree.map(
+                lambda a, b: jnp.where(keep, a, b / norm.astype(b.dtype) * max_norm),
+                updates,
+                tree,
+            )
+
+        def rescaled() -> optax.Updates:
+            leaves = jax.tree.leaves(updates)
+            largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]
+            scale = functools.reduce(jnp.maximum, largest)
+            # Not 1: the reciprocal of the largest floats is rounded to 0.
+            factor = 8 / scale
+            tree = jax.tree.map(lambda a: a * factor.astype(a.dtype), updates)
+            return clip(tree, optax.tree.norm(tree), scale / 8)
+
+        norm = optax.tree.norm(updates)
+        plain = functools.partial(clip, updates, norm, jnp.ones_like(norm))
+        # A condition, not a choice of two results: the second norm is a pass over the
+        # gradient.
+        return jax.lax.cond(jnp.isfinite(norm), plain, rescaled), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 def make_optimizer(
     config: Config, num_steps: int, rate: Float[Array, ""] | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -140,7 +184,7 @@ def make_optimizer(
         )
     optimizer = makers[config.name]()
     if config.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        optimizer = optax.chain(clip_by_global_norm(config.clip_norm), optimizer)
     if config.skip_nonfinite < 0:
         raise UserError(
             f"optimizer.skip_nonfinite={config.skip_nonfinite} must be at least 0"

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference import assert_same_bits
 
 from lstm_jax.config import base_config
 from lstm_jax.errors import UserError
-from lstm_jax.optimizers import learning_rate, make_optimizer
+from lstm_jax.optimizers import clip_by_global_norm, learning_rate, make_optimizer
 
 RATE = 0.1
 
@@ -155,6 +157,58 @@ def test_clipping_is_by_the_norm_of_all_leaves() -> None:
     updates, _ = optimizer.update(gradient, state, params)
     np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
     np.testing.assert_allclose(updates["b"]["c"], [-1.2], rtol=1e-6)
+
+
+BEYOND = np.nextafter(np.float32(np.inf), np.float32(0))  # the largest float32
+
+
+@pytest.mark.parametrize(
+    ("gradient", "max_norm", "want"),
+    [
+        # The sum of squares of each of these is infinite in float32.
+        ([1e20, 1, 3], 1, [1, 1e-20, 3e-20]),
+        ([-1.2e19, 1.6e19, 0], 5, [-3, 4, 0]),
+        ([BEYOND, -BEYOND, 0], 1, [0.5**0.5, -(0.5**0.5), 0]),
+        ([1e20, 1, 3], 1e30, [1e20, 1, 3]),
+        ([1e35, 1, 3], 1e30, [1e30, 1e-5, 3e-5]),
+        # That of these is not; of the last it is 0.
+        ([3e18, -4e18, 0], 1, [0.6, -0.8, 0]),
+        ([0.3, 0.4, 0], 1, [0.3, 0.4, 0]),
+        ([0, 0, 0], 1, [0, 0, 0]),
+        ([1e-25, 0, 0], 1, [1e-25, 0, 0]),
+    ],
+)
+def test_clipping_of_gradients_whose_squares_are_infinite(
+    gradient: list[float], max_norm: float, want: list[float]
+) -> None:
+    clip = clip_by_global_norm(float(max_norm))
+
+    def clipped(first: Any, rest: Any) -> Any:
+        return clip.update({"a": first, "b": {"c": rest}}, clip.init(()))[0]
+
+    leaves = jnp.float32(gradient[:1]), jnp.float32(gradient[1:])
+    every = jax.vmap(clipped)(*jax.tree.map(lambda a: a[None], leaves))
+    for got in (jax.jit(clipped)(*leaves), jax.tree.map(lambda a: a[0], every)):
+        np.testing.assert_allclose(got["a"], want[:1], rtol=1e-6)
+        np.testing.assert_allclose(got["b"]["c"], want[1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_clipping_hides_nothing_that_is_not_finite(bad: float) -> None:
+    got, _ = clip_by_global_norm(1.0).update({"a": jnp.float32([bad, 1.0])}, ())
+    assert not np.isfinite(got["a"]).any()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_ordinary_gradients_are_clipped_as_optax_clips_them(scale: float) -> None:
+    gradient = {"a": jnp.float32(draw(3) * scale), "b": jnp.float32(draw(4)[0])}
+
+    def clipped(clip: Any) -> Any:
+        return jax.jit(lambda g: clip.update(g, clip.init(g))[0])(gradient)
+
+    assert_same_bits(
+        clipped(clip_by_global_norm(1.0)), clipped(optax.clip_by_global_norm(1.0))
+    )
 
 
 @pytest.mark.parametrize(
