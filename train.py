@@ -69,7 +69,7 @@ def main() -> None:
     devices.use_cpus(swept or count or stored, batch_size)
     keep_compiled()
     with processes.leader_first():  # who may have to fetch or encode the data
-        task = make_task(CONFIG.value)
+        task = make_task(CONFIG.value, workdir)
     if EXPLAIN_ENGINE.value:
         with jax.set_mesh(devices.make_mesh(count, batch_size, stored)):
             for line in explain.explain_task(task, batch_size):

@@ -39,7 +39,16 @@ from benchmarks import hostile
 from lstm_jax import classifying, prediction, reporting, training, workdirs
 from lstm_jax.cell_grammar import parse_cell
 from lstm_jax.config import base_config, check_config, flatten
-from lstm_jax.data import corpus, reviews, series, streams, tagged, text, windows
+from lstm_jax.data import (
+    corpus,
+    reviews,
+    series,
+    spelling,
+    streams,
+    tagged,
+    text,
+    windows,
+)
 from lstm_jax.data.images import read_png
 from lstm_jax.data.tables import label_names
 from lstm_jax.errors import UserError
@@ -267,7 +276,9 @@ def _read_tagged(folder: Path, options: dict[str, Any]) -> None:
     parts = tagged.load_tagged(data)
     names = label_names(tagged.flat(tagged.flat(part.labels for part in parts)))
     words = map(" ".join, parts[0].words)
-    vocabulary = reviews.train_vocabulary(words, tagged.WORDS, lowercase=False)
+    vocabulary = reviews.train_vocabulary(
+        words, tagged.WORDS, normalizer=spelling.tokens()
+    )
     for part in parts:
         ids, lengths, labels = tagged.tagged_rows(part, vocabulary, names, data.length)
         assert lengths.sum() == sum(map(len, part.words))

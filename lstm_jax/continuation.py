@@ -54,7 +54,7 @@ def continue_text(run: Run, text: str, sampling: Sampling) -> str:
     if run.config.task == "language_model":
         return _continue_stream(run, text, sampling)
     assert run.vocabulary is not None
-    window, words = run.config.data.window, split_words(text)
+    window, words = run.config.data.window, split_words(text, run.vocabulary.normalizer)
     if len(words) < window:
         raise UserError(
             f"the model reads {window} words, and {len(words)} are given (punctuation "

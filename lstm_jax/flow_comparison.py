@@ -95,7 +95,7 @@ def _measure(
     config: Config, variant: Variant, workdir: Path
 ) -> tuple[dict[str, Flow], dict[str, Flow]]:
     """The flow through each layer, before training and after it."""
-    task = make_task(config)
+    task = make_task(config, workdir)
     begun = task.init
 
     def init(key: Any) -> Params:

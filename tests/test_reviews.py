@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from lstm_jax.data import spelling
 from lstm_jax.data.reviews import (
     WORDS,
     Ragged,
@@ -51,7 +52,7 @@ def random_texts(count: int, seed: int) -> list[str]:
 
 
 def slow_words(text: str, pattern: str = WORDS, lowercase: bool = True) -> list[str]:
-    return re.findall(pattern, text.lower() if lowercase else text)
+    return re.findall(pattern, spelling.words(lowercase).normalize_str(text))
 
 
 def slow_vocabulary(
@@ -122,7 +123,8 @@ def test_texts_become_the_numbers_of_their_words() -> None:
 )
 def test_another_splitting_rule(pattern: str, lowercase: bool) -> None:
     texts = random_texts(100, 4)
-    tokenizer = train_vocabulary(texts, pattern, lowercase=lowercase)
+    normalizer = spelling.words(lowercase)
+    tokenizer = train_vocabulary(texts, pattern, normalizer=normalizer)
     vocabulary = slow_vocabulary(texts, pattern, lowercase)
     assert entries(tokenizer) == vocabulary
     expected = [slow_ids(slow_words(t, pattern, lowercase), vocabulary) for t in texts]
@@ -131,7 +133,7 @@ def test_another_splitting_rule(pattern: str, lowercase: bool) -> None:
 
 def test_a_text_that_spells_a_special_entry_is_unknown_there() -> None:
     texts = ["<PAD> <START> a <UNK> <PAD> <PAD> b b"]
-    tokenizer = train_vocabulary(texts, r"\S+", lowercase=False)
+    tokenizer = train_vocabulary(texts, r"\S+", normalizer=None)
     assert entries(tokenizer) == [*SPECIALS, "b", "a"]
     assert rows_of(encode_texts(tokenizer, texts)) == [[2, 2, 4, 2, 2, 2, 3, 3]]
     tokenizer = train_vocabulary(texts)
@@ -172,7 +174,7 @@ def test_a_recounted_vocabulary_is_that_of_the_texts() -> None:
 def test_a_saved_vocabulary_is_the_same() -> None:
     texts = random_texts(100, 6)
     for pattern, lowercase in ((WORDS, True), (r"\w+|[^\w\s]+", False)):
-        tokenizer = train_vocabulary(texts, pattern, 60, lowercase)
+        tokenizer = train_vocabulary(texts, pattern, 60, spelling.words(lowercase))
         again = Tokenizer.from_str(tokenizer.to_str(pretty=True))
         assert entries(again) == entries(tokenizer)
         assert rows_of(encode_texts(again, texts)) == rows_of(

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase, Normalizer
 
 from lstm_jax.config import Config
-from lstm_jax.data import reviews, sources, tables, web_traffic
+from lstm_jax.data import reviews, sources, spelling, tables, web_traffic
 from lstm_jax.data.cache import cached
 from lstm_jax.data.fingerprint import source_key
 from lstm_jax.data.reviews import Ragged
@@ -41,15 +42,20 @@ class Corpus(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_corpus(data: Config) -> Corpus:
+def read_corpus(data: Config, stored: Tokenizer | None = None) -> Corpus:
     """The labelled texts that the group `data` of a config names.
+
+    Args:
+      data: the group.
+      stored: the vocabulary of a run that goes on, which reads texts as it did.
 
     Raises:
       UserError: there are none, or they are no use.
     """
     path = data.path
+    normalizer = spelling.stored_or(stored, reviews.LOWERED)
     if path == "tfds:imdb_reviews":
-        return _imdb(data.tfds_dir)
+        return _imdb(data.tfds_dir, normalizer)
     if path == "synthetic:web_traffic":
         return _web_traffic()
     if path.startswith(("tfds:", "synthetic:")):
@@ -57,15 +63,15 @@ def read_corpus(data: Config) -> Corpus:
             f"data.path={path!r} is unknown: choose tfds:imdb_reviews, "
             "synthetic:web_traffic or a .csv, .tsv or .jsonl file"
         )
-    return _own_file(data)
+    return _own_file(data, normalizer)
 
 
-def _imdb(tfds_dir: str) -> Corpus:
+def _imdb(tfds_dir: str, normalizer: Normalizer | None) -> Corpus:
     opened = {s: sources.open_source("imdb_reviews", s, tfds_dir) for s in _SPLITS}
 
     def encode() -> dict[str, np.ndarray]:
         texts, train_labels = sources.read_texts(opened["train"])
-        vocabulary = reviews.train_vocabulary(texts)
+        vocabulary = reviews.train_vocabulary(texts, normalizer=normalizer)
         train = reviews.encode_texts(vocabulary, texts)
         texts, test_labels = sources.read_texts(opened["test"])
         test = reviews.encode_texts(vocabulary, texts)
@@ -79,7 +85,8 @@ def _imdb(tfds_dir: str) -> Corpus:
             "test_labels": test_labels,
         }
 
-    key = source_key(opened) | {"words": reviews.WORDS}
+    rules = {"words": reviews.WORDS, "normalizer": spelling.as_json(normalizer)}
+    key = source_key(opened) | rules
     arrays = cached("imdb_reviews", key, encode)
     return Corpus(
         vocabulary=Tokenizer.from_str(arrays["vocabulary"].tobytes().decode()),
@@ -96,10 +103,12 @@ _SPLITS = ("train", "test")
 
 def _web_traffic() -> Corpus:
     train, test = (web_traffic.web_traffic(split) for split in _SPLITS)
-    return _encode(train[0], train[1], test[0], test[1], web_traffic.TOKENS)
+    # An attack may lie in what a reader takes for the same, so that only case goes.
+    rules = web_traffic.TOKENS, Lowercase()
+    return _encode(train[0], train[1], test[0], test[1], *rules)
 
 
-def _own_file(data: Config) -> Corpus:
+def _own_file(data: Config, normalizer: Normalizer | None) -> Corpus:
     columns = data.text_column, data.label_column
     texts, labels = tables.read_labelled(data.path, *columns)
     if len(set(labels)) == 1:
@@ -120,7 +129,8 @@ def _own_file(data: Config) -> Corpus:
         test_texts = [texts[i] for i in held_out]
         test_labels = [labels[i] for i in held_out]
         texts, labels = [texts[i] for i in kept], [labels[i] for i in kept]
-    return _encode(texts, labels, test_texts, test_labels, OWN_WORDS)
+    rules = OWN_WORDS, normalizer
+    return _encode(texts, labels, test_texts, test_labels, *rules)
 
 
 def _encode(
@@ -129,10 +139,11 @@ def _encode(
     test_texts: Sequence[str],
     test_labels: Sequence[str],
     pattern: str,
+    normalizer: Normalizer | None,
 ) -> Corpus:
     names = tables.label_names([*labels, *test_labels])
     number = {name: i for i, name in enumerate(names)}
-    vocabulary = reviews.train_vocabulary(texts, pattern)
+    vocabulary = reviews.train_vocabulary(texts, pattern, normalizer=normalizer)
     return Corpus(
         vocabulary=vocabulary,
         train=reviews.encode_texts(vocabulary, texts),

@@ -15,14 +15,17 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
 
+from lstm_jax.data import spelling
 from lstm_jax.errors import UserError
 
 SPECIALS = ("<PAD>", "<START>", "<UNK>")
 PAD, START, UNKNOWN = range(3)
 
-# A pattern matches the words of the text in lower case; what lies between separates.
+# A pattern matches the words of the normalized text; what lies between separates.
 WORDS = "[a-z0-9']+"
+LOWERED = spelling.words(lowercase=True)
 
 # The library's threads do not survive a fork: told to start them a forked process
 # hangs, and told nothing older versions warn at each fork. One thread encodes
@@ -44,7 +47,7 @@ def train_vocabulary(
     texts: Iterable[str],
     pattern: str = WORDS,
     vocab_size: int | None = None,
-    lowercase: bool = True,
+    normalizer: Normalizer | None = LOWERED,
 ) -> Tokenizer:
     """Numbers the words of the texts by frequency, ties by the alphabet.
 
@@ -52,14 +55,14 @@ def train_vocabulary(
       texts: what is counted; read once.
       pattern: regular expression (Oniguruma's dialect) of a word.
       vocab_size: numbers in use, the three of `SPECIALS` among them; None: all words.
-      lowercase: whether the text is lower-cased before it is split.
+      normalizer: what a text goes through before it is split; None: it stays.
 
     Raises:
       UserError: the texts hold no word, the pattern is malformed, or `vocab_size`
         leaves no number for a word.
     """
     _check_vocab_size(vocab_size)
-    counted = _tokenizer([], pattern, lowercase)
+    counted = _tokenizer([], pattern, normalizer)
     # A generator, as the library sees Ctrl-C and errors only where it asks Python for
     # a text. And without special tokens: a text that spells one would move it.
     counted.train_from_iterator(
@@ -74,7 +77,7 @@ def train_vocabulary(
             f"the texts hold no word that matches {pattern}: give texts with words, "
             "or another pattern"
         )
-    return _tokenizer([*SPECIALS, *words][:vocab_size], pattern, lowercase)
+    return _tokenizer([*SPECIALS, *words][:vocab_size], pattern, normalizer)
 
 
 def cap_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -228,7 +231,9 @@ def _model(entries: Sequence[str]) -> tokenizers.models.WordLevel:
     return tokenizers.models.WordLevel(numbers, unk_token=SPECIALS[UNKNOWN])
 
 
-def _tokenizer(entries: Sequence[str], pattern: str, lowercase: bool) -> Tokenizer:
+def _tokenizer(
+    entries: Sequence[str], pattern: str, normalizer: Normalizer | None
+) -> Tokenizer:
     try:
         regex = tokenizers.Regex(pattern)
     except Exception as error:  # the library has no exception of its own
@@ -238,6 +243,6 @@ def _tokenizer(entries: Sequence[str], pattern: str, lowercase: bool) -> Tokeniz
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
         regex, behavior="removed", invert=True
     )
-    if lowercase:
-        tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     return tokenizer

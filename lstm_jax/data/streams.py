@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
 
 from lstm_jax.config import Config
-from lstm_jax.data import reviews, sources
+from lstm_jax.data import reviews, sources, spelling
 from lstm_jax.data.cache import cached
 from lstm_jax.data.fingerprint import source_key
 from lstm_jax.data.reviews import PAD, START, Ragged
@@ -40,8 +41,12 @@ class Streams(NamedTuple):
     held_out: Int[np.ndarray, " held_out"]
 
 
-def read_streams(data: Config) -> Streams:
+def read_streams(data: Config, stored: Tokenizer | None = None) -> Streams:
     """The text that the group `data` of a config names.
+
+    Args:
+      data: the group.
+      stored: the vocabulary of a run that goes on, which reads the text as it did.
 
     Raises:
       UserError: there is none, or it is no use.
@@ -51,7 +56,7 @@ def read_streams(data: Config) -> Streams:
     if data.limit < 0:
         raise UserError(f"data.limit={data.limit} must be at least 0 (0: all)")
     if data.path == "tfds:imdb_reviews":
-        vocabulary, train, held_out = _imdb(data)
+        vocabulary, train, held_out = _imdb(data, stored)
     elif data.path.startswith(("tfds:", "synthetic:")):
         raise UserError(
             f"data.path={data.path!r} is unknown: choose tfds:imdb_reviews or a text"
@@ -67,10 +72,10 @@ def read_streams(data: Config) -> Streams:
         space = _SPACE.search(text, cut)
         if data.level == "word" and space is not None:  # not inside of one
             cut = space.start()
-        pattern, lowercase = _rule(data.level, lowercase=False)
+        pattern, normalizer = _rule(data.level, stored, lowercase=False)
         parts = text[:cut], text[cut:]
         vocabulary = reviews.train_vocabulary(
-            pieces(parts[0]), pattern, None, lowercase
+            pieces(parts[0]), pattern, None, normalizer
         )
         train, held_out = (
             reviews.encode_texts(vocabulary, pieces(part)) for part in parts
@@ -98,7 +103,7 @@ def pieces(text: str, size: int = 1000) -> Iterator[str]:
         start = end
 
 
-def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
+def _imdb(data: Config, stored: Tokenizer | None) -> tuple[Tokenizer, Ragged, Ragged]:
     """The unlabelled reviews, in lower case, without their line breaks."""
     opened = {
         "texts": sources.open_source("imdb_reviews", "unsupervised", data.tfds_dir)
@@ -107,19 +112,23 @@ def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
     if count < 2:
         raise UserError(f"data.limit={data.limit}: at least 2 texts are needed")
     kept = min(round(count * (1 - HELD_OUT)), count - 1)
-    pattern, lowercase = _rule(data.level, lowercase=True)
+    pattern, normalizer = _rule(data.level, stored, lowercase=True)
 
     def encode() -> dict[str, np.ndarray]:
         texts, _ = sources.read_texts(opened["texts"], count)
         texts = [text.replace("<br />", " ") for text in texts]
-        vocabulary = reviews.train_vocabulary(texts[:kept], pattern, None, lowercase)
+        vocabulary = reviews.train_vocabulary(texts[:kept], pattern, None, normalizer)
         arrays = {"vocabulary": np.frombuffer(vocabulary.to_str().encode(), np.uint8)}
         for name, part in (("train", texts[:kept]), ("held_out", texts[kept:])):
             ragged = reviews.encode_texts(vocabulary, part)
             arrays |= {f"{name}_ids": ragged.ids, f"{name}_offsets": ragged.offsets}
         return arrays
 
-    key = source_key(opened) | {"pattern": pattern, "texts": [kept, count]}
+    key = source_key(opened) | {
+        "pattern": pattern,
+        "normalizer": spelling.as_json(normalizer),
+        "texts": [kept, count],
+    }
     arrays = cached("imdb_stream", key, encode)
     train, held_out = (
         Ragged(arrays[f"{name}_ids"], arrays[f"{name}_offsets"])
@@ -129,8 +138,13 @@ def _imdb(data: Config) -> tuple[Tokenizer, Ragged, Ragged]:
     return vocabulary, train, held_out
 
 
-def _rule(level: str, *, lowercase: bool) -> tuple[str, bool]:
-    return (WORDS, lowercase) if level == "word" else (CHARACTERS, False)
+def _rule(
+    level: str, stored: Tokenizer | None, *, lowercase: bool
+) -> tuple[str, Normalizer | None]:
+    """The pattern of a symbol, and what the text goes through before it is split."""
+    if level == "char":
+        return CHARACTERS, spelling.stored_or(stored, spelling.characters())
+    return WORDS, spelling.stored_or(stored, spelling.words(lowercase))
 
 
 def _stream(texts: Ragged, vocab_size: int) -> Int[np.ndarray, " symbols"]:

@@ -8,12 +8,15 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
 
+from lstm_jax.data import spelling
 from lstm_jax.data.files import read_utf8
 from lstm_jax.errors import UserError
 
 # Words and runs of punctuation, split at spaces.
 _SPLITTER = tokenizers.pre_tokenizers.Whitespace()
+SPELLING = spelling.words(lowercase=False)
 
 
 def read_text(path: str) -> str:
@@ -29,21 +32,34 @@ def read_text(path: str) -> str:
     return read_utf8(path, f"give data.path a text, or one of {', '.join(names)}")
 
 
-def split_words(text: str) -> list[str]:
+def split_words(text: str, normalizer: Normalizer | None = SPELLING) -> list[str]:
     """Words and punctuation in their order, case kept.
+
+    The normalizer is that of the vocabulary; None: the text is split as it stands.
 
     >>> split_words("long ago, the mice")
     ['long', 'ago', ',', 'the', 'mice']
     """
+    if normalizer is not None:
+        text = normalizer.normalize_str(text)
     return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
 
 
-def build_vocabulary(words: list[str]) -> Tokenizer:
-    """Numbers words by frequency, 0 the most frequent, ties by first appearance."""
+def build_vocabulary(
+    words: list[str], normalizer: Normalizer | None = SPELLING
+) -> Tokenizer:
+    """Numbers words by frequency, 0 the most frequent, ties by first appearance.
+
+    Args:
+      words: of `split_words`.
+      normalizer: what they have gone through; for other readers of the vocabulary.
+    """
     counts = collections.Counter(words).most_common()
     ids = {word: number for number, (word, _) in enumerate(counts)}
     vocabulary = Tokenizer(tokenizers.models.WordLevel(ids, unk_token=counts[0][0]))
     vocabulary.pre_tokenizer = _SPLITTER
+    if normalizer is not None:
+        vocabulary.normalizer = normalizer
     return vocabulary
 
 

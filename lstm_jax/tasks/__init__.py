@@ -1,6 +1,9 @@
 """What a batch means: its loss, its metrics, and what a person is shown of it."""
 
 from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from lstm_jax.cells import CellError
 from lstm_jax.config import Config, check_config, refuse_unread
@@ -12,11 +15,12 @@ from lstm_jax.tasks.language_model import language_model
 from lstm_jax.tasks.next_word import next_word
 from lstm_jax.tasks.regress import regress
 from lstm_jax.tasks.tag import tag
-from lstm_jax.tasks.task import Task
+from lstm_jax.tasks.task import VOCABULARY_FILE, Task
 
 __all__ = ["TASKS", "Task", "classification", "make_task"]
 
-TASKS: dict[str, Callable[[Config], Task]] = {
+# Those of text read it as a stored vocabulary does, if there is one.
+TASKS: dict[str, Callable[..., Task]] = {
     "next_word": next_word,
     "language_model": language_model,
     "classify_text": classify_text,
@@ -37,9 +41,16 @@ _READ: dict[str, tuple[str, ...]] = {
     "regress": ("column", "window", "horizon", "holdout"),
 }
 
+_READS_TEXT = ("next_word", "language_model", "classify_text", "tag")
 
-def make_task(config: Config) -> Task:
+
+def make_task(config: Config, workdir: str | Path | None = None) -> Task:
     """The task that a config names.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run. One that is there goes on with the spelling of its
+        own vocabulary, should newer ones have another.
 
     Raises:
       UserError: there is none of that name, or its data is no use.
@@ -58,6 +69,19 @@ def make_task(config: Config) -> Task:
     unread = set(config.data) - {"path", "tfds_dir", *_READ[config.task]}
     refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
     try:
+        if config.task in _READS_TEXT:
+            return TASKS[config.task](config, _stored_vocabulary(workdir))
         return TASKS[config.task](config)
     except CellError as error:
         raise UserError(f"model.cell={config.model.cell!r}: {error}") from None
+
+
+def _stored_vocabulary(workdir: str | Path | None) -> Tokenizer | None:
+    if workdir is None:
+        return None
+    try:
+        return Tokenizer.from_str(
+            (Path(workdir) / VOCABULARY_FILE).read_text(encoding="utf-8")
+        )
+    except Exception:  # none there; or damaged, and training refuses that folder
+        return None

@@ -30,15 +30,19 @@ _SHOWN = 3  # texts at the end of a run
 _DRAWN = 200  # classes, above which a confusion matrix is no picture
 
 
-def classify_text(config: Config) -> Task:
+def classify_text(config: Config, stored: Tokenizer | None = None) -> Task:
     """Labelled texts, as rows of word numbers.
+
+    Args:
+      config: of the run.
+      stored: the vocabulary of a run that goes on, whose spelling is kept.
 
     Raises:
       UserError: the data or a field of the config is no use.
     """
     data = config.data
     check_rows(data)
-    corpus = read_corpus(data)
+    corpus = read_corpus(data, stored)
     rows = None
     if data.holdout:
         rows = hold_out(corpus.train_labels, data.holdout, config.seed)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from tokenizers import Tokenizer
 
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
@@ -28,8 +29,12 @@ from lstm_jax.tasks.classification import class_losses, class_sums
 from lstm_jax.tasks.task import VOCABULARY_FILE, Examples, Sums, Task
 
 
-def language_model(config: Config) -> Task:
+def language_model(config: Config, stored: Tokenizer | None = None) -> Task:
     """A stream of words or characters; truncated backpropagation through time.
+
+    Args:
+      config: of the run.
+      stored: the vocabulary of a run that goes on, whose spelling is kept.
 
     Raises:
       UserError: the text or a field of the config is no use.
@@ -37,7 +42,7 @@ def language_model(config: Config) -> Task:
     data, batch_size = config.data, config.batch_size
     if data.length < 1:
         raise UserError(f"data.length={data.length} must be at least 1")
-    streams = read_streams(data)
+    streams = read_streams(data, stored)
     model = make_language_model(config.model, streams.vocabulary.get_vocab_size())
     train, held_out = (
         rows(stream, batch_size, data.length)

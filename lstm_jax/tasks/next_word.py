@@ -7,7 +7,15 @@ from tokenizers import Tokenizer
 
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
-from lstm_jax.data.text import build_vocabulary, decode, encode, read_text, split_words
+from lstm_jax.data import spelling
+from lstm_jax.data.text import (
+    SPELLING,
+    build_vocabulary,
+    decode,
+    encode,
+    read_text,
+    split_words,
+)
 from lstm_jax.data.windows import walk, windows
 from lstm_jax.errors import UserError
 from lstm_jax.generation import continue_window
@@ -17,17 +25,22 @@ from lstm_jax.tasks.classification import classification
 from lstm_jax.tasks.task import VOCABULARY_FILE, Examples, Task
 
 
-def next_word(config: Config) -> Task:
+def next_word(config: Config, stored: Tokenizer | None = None) -> Task:
     """A window of words and the word that follows, from one text.
+
+    Args:
+      config: of the run.
+      stored: the vocabulary of a run that goes on, whose spelling is kept.
 
     Raises:
       UserError: the text or a field of the config is no use.
     """
     text = read_text(config.data.path)
-    words = split_words(text)
+    normalizer = spelling.stored_or(stored, SPELLING)
+    words = split_words(text, normalizer)
     if not words:
         raise UserError(f"{config.data.path} holds no words: give a text with some")
-    vocabulary = build_vocabulary(words)
+    vocabulary = build_vocabulary(words, normalizer)
     if vocabulary.get_vocab_size() == 1:
         raise UserError(f"{config.data.path} holds one word alone: give a text of two")
     inputs, targets = windows(encode(vocabulary, words), config.data.window)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
-from lstm_jax.data import reviews
+from lstm_jax.data import reviews, spelling
 from lstm_jax.data.brackets import Tagged
 from lstm_jax.data.buckets import split_buckets
 from lstm_jax.data.fingerprint import fingerprint
@@ -43,12 +43,16 @@ from lstm_jax.tasks.task import (
 _SHOWN = 40  # words at the end of a run
 
 
-def tag(config: Config) -> Task:
+def tag(config: Config, stored: Tokenizer | None = None) -> Task:
     """A label for every word: of brackets, or of what the user's own file holds.
 
     Sequences are padded at the right. One longer than `data.length` is cut into
     pieces, so that no word goes without its label. Loss and accuracy are means over
     words.
+
+    Args:
+      config: of the run.
+      stored: the vocabulary of a run that goes on, whose spelling is kept.
 
     Raises:
       UserError: the data or a field of the config is no use.
@@ -68,9 +72,10 @@ def tag(config: Config) -> Task:
     if data.holdout:
         rest, held_out = hold_out_sequences(parts["train"], data.holdout, config.seed)
         parts = {"train": rest, "validation": held_out, "test": parts["test"]}
+    normalizer = spelling.stored_or(stored, spelling.tokens())
     texts = map(" ".join, parts["train"].words)
     vocabulary = reviews.cap_vocabulary(
-        reviews.train_vocabulary(texts, WORDS, lowercase=False), data.vocab_size
+        reviews.train_vocabulary(texts, WORDS, normalizer=normalizer), data.vocab_size
     )
     model = make_tagger(config.model, len(names), vocabulary.get_vocab_size())
     arrays = {
