@@ -1,5 +1,7 @@
 """A trained run answers: `python predict.py --input="long ago ,"`."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -14,6 +16,7 @@ from lstm_jax import (
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.errors import UserError
 
+NO_ANSWER = "?"  # in the place of one, so that each text has its line
 CHECKOUT = Path(__file__).parent
 WORKDIR = flags.DEFINE_string(
     "workdir", str(CHECKOUT / "checkpoints" / "fable"), "Folder of the run."
@@ -21,7 +24,9 @@ WORKDIR = flags.DEFINE_string(
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the best or the last.")
 INPUT = flags.DEFINE_string("input", None, "Words to continue, or a text to classify.")
 INPUT_FILE = flags.DEFINE_string(
-    "input_file", None, "The same, one a line; - reads standard input."
+    "input_file",
+    None,
+    "The same, one a line; - reads standard input. ? stands where there is no answer.",
 )
 INTERACTIVE = flags.DEFINE_bool("interactive", False, "Ask again and again.")
 IMAGE = flags.DEFINE_string("image", None, "A PNG of a digit, light on dark.")
@@ -61,17 +66,6 @@ def main() -> None:
                 f"--{flag.name} is nothing for a run of task {run.config.task!r}"
             )
 
-    def answer(texts: list[str]) -> None:
-        if not run.labels:
-            for text in texts:
-                print(continuation.continue_text(run, text, sampling), flush=True)
-            return
-        for text, found in zip(
-            texts, classifying.classify_texts(run, texts), strict=True
-        ):
-            shown = found.seen if SHOW_IDS.value else text
-            print(f"{found.label} {found.probability:.3f}  {shown}", flush=True)
-
     if IMAGE.value is not None:
         found = classifying.classify_image(run, IMAGE.value)
         print(f"{found.label} {found.probability:.3f}")
@@ -79,15 +73,51 @@ def main() -> None:
         found, truth = classifying.classify_test_image(run, INDEX.value)
         print(f"{found.label} {found.probability:.3f}  (is {truth})")
     elif INPUT.value is not None:
-        answer([INPUT.value])
+        answer(run, {0: INPUT.value}, sampling)
     elif INPUT_FILE.value is not None:
         name = "/dev/stdin" if INPUT_FILE.value == "-" else INPUT_FILE.value
-        texts = classifying.read_lines(name)
-        if run.labels:
-            classifying.check_texts(run, texts)
-        answer(list(texts.values()))
+        answer(run, classifying.read_lines(name), sampling)
     else:
-        command_line.ask(prediction.prompt(run), lambda text: answer([text]))
+        command_line.ask(
+            prediction.prompt(run), lambda text: answer(run, {0: text}, sampling)
+        )
+
+
+def answer(
+    run: prediction.Run, texts: Mapping[int, str], sampling: continuation.Sampling
+) -> None:
+    """Prints a line for each text, by the number of its own line; 0: it has none.
+
+    Raises:
+      UserError: no text has an answer.
+    """
+    reasons = {line: why for line, text in texts.items() if (why := refused(run, text))}
+    if len(reasons) == len(texts):
+        line, why = next(iter(reasons.items()))
+        raise UserError(f"line {line}: {why}" if line else why)
+    for line, why in reasons.items():
+        print(f"line {line}: {why}", file=sys.stderr)
+    good = [text for line, text in texts.items() if line not in reasons]
+    found = classifying.classify_texts(run, good) if run.labels else iter(())
+    for line, text in texts.items():
+        if line in reasons:
+            shown = f"{NO_ANSWER} nan    {text}" if run.labels else NO_ANSWER
+        elif run.labels:
+            label, probability, seen = next(found)
+            shown = f"{label} {probability:.3f}  {seen if SHOW_IDS.value else text}"
+        else:
+            shown = continuation.continue_text(run, text, sampling)
+        print(shown, flush=True)
+
+
+def refused(run: prediction.Run, text: str) -> str:
+    """Why a text has no answer; "" if it has one."""
+    check = classifying.check_words if run.labels else continuation.check_prompt
+    try:
+        check(run, text)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def _read_text(folder: Path, options: dict[str, Any]) -> None:
 
 
 def _table_case(rng: random.Random) -> Case:
-    ending = rng.choice([".csv"] * 9 + [".tsv", ".jsonl", ".jsonl", ".CSV", ""])
+    ending = rng.choice([".csv"] * 8 + [".tsv", ".tsv", ".jsonl", ".jsonl", ".CSV", ""])
     files = {}
     for name in ("a", "b"):
         if ending == ".jsonl":
@@ -299,11 +299,26 @@ def _read_lines(folder: Path, options: dict[str, Any]) -> None:
 def _image_case(rng: random.Random) -> Case:
     from PIL import Image
 
-    mode = rng.choice(["L", "RGB", "RGBA", "P", "1", "I;16", "LA"])
-    size = rng.choice([(28, 28), (1, 1), (1, 500), (300, 2)])
+    mode = rng.choice(["L", "RGB", "RGBA", "P", "1", "I;16", "LA", "CMYK", "F"])
+    size = rng.choice([(28, 28), (1, 1), (1, 500), (300, 2), (40, 90)])
+    noise = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
+    if mode == "I;16":  # which no other mode is converted to
+        image = Image.frombytes(mode, size, rng.randbytes(2 * size[0] * size[1]))
+    else:
+        image = noise.convert(mode)
+    if rng.random() < 0.3:
+        image = Image.new(mode, size, rng.randrange(2))
+    if mode in ("RGBA", "LA"):
+        image.putalpha(noise)
+    options: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = rng.randrange(10)
+    if mode in ("L", "P", "1", "I;16") and rng.random() < 0.5:
+        options["transparency"] = rng.randrange(2)
+    kind = {"CMYK": "JPEG", "F": "TIFF"}.get(mode) or rng.choice(["PNG", "PNG", "TIFF"])
     file = io.BytesIO()
-    kind = rng.choice(["PNG", "PNG", "PNG", "TIFF"])
-    Image.new(mode, size, rng.randrange(2)).save(file, kind)
+    image.save(file, kind, **options)
     return Case({"a.png": _maybe(rng, file.getvalue())}, {"path": _name(rng, "a.png")})
 
 

@@ -194,8 +194,12 @@ def table(rng: random.Random, delimiter: str = ",") -> str:
     ]
     labels = rng.choice([["pos", "neg"]] * 3 + [["1", "0"], ["one"], ["nan", "1"]])
     rows = [names]
+    bare = rng.random() < 0.1
     for _ in range(rng.choice([1, 2, 3, 12, 40])):
         values = {"text": text(rng, 8), "label": rng.choice(labels)}
+        if bare and rng.random() < 0.3:  # quotes that are text
+            at = rng.choice([0, len(values["text"])])
+            values["text"] = f'{values["text"][:at]}"{values["text"][at:]}'
         rows.append([values.get(name, "x") for name in names])
         if rng.random() < 0.02:
             rows[-1].append("more")

@@ -3,7 +3,7 @@
 import re
 import reprlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,21 +39,9 @@ class Answer(NamedTuple):
     seen: str
 
 
-def check_texts(run: Run, texts: Mapping[int, str]) -> None:
-    """Refuses texts that have no answer before any is given.
-
-    Args:
-      run: a run that classifies texts.
-      texts: by the number of their line.
-
-    Raises:
-      UserError: as of `classify_texts`, with the line.
-    """
-    for line, text in texts.items():
-        try:
-            _encoded(run, [text], [text])
-        except UserError as error:
-            raise UserError(f"line {line}: {error}") from None
+def check_words(run: Run, text: str) -> None:
+    """Raise a `UserError` for a text that `classify_texts` refuses."""
+    _encoded(run, [text], [text])
 
 
 def classify_texts(run: Run, texts: Sequence[str]) -> Iterator[Answer]:

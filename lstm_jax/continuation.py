@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from lstm_jax.data import reviews
 from lstm_jax.data.reviews import START
@@ -44,6 +45,13 @@ def check_sampling(sampling: Sampling) -> None:
         raise UserError(f"--seed={sampling.seed} must be below 2**32")
 
 
+def check_prompt(run: Run, text: str) -> None:
+    """Raise a `UserError` for a text that `continue_text` refuses."""
+    check_text(text)
+    if run.config.task != "language_model":
+        _window_ids(run, text)
+
+
 def continue_text(run: Run, text: str, sampling: Sampling) -> str:
     """The text's words, and the words that follow.
 
@@ -54,13 +62,7 @@ def continue_text(run: Run, text: str, sampling: Sampling) -> str:
     if run.config.task == "language_model":
         return _continue_stream(run, text, sampling)
     assert run.vocabulary is not None
-    window, words = run.config.data.window, split_words(text, run.vocabulary.normalizer)
-    if len(words) < window:
-        raise UserError(
-            f"the model reads {window} words, and {len(words)} are given (punctuation "
-            "counts, each run of it as a word)"
-        )
-    ids = encode(run.vocabulary, words)
+    window, ids = run.config.data.window, _window_ids(run, text)
     added = continue_window(
         run.model,
         run.params,
@@ -71,6 +73,17 @@ def continue_text(run: Run, text: str, sampling: Sampling) -> str:
         key=jax.random.key(sampling.seed),
     )
     return decode(run.vocabulary, np.concatenate([ids, added]))
+
+
+def _window_ids(run: Run, text: str) -> Int[np.ndarray, " words"]:
+    assert run.vocabulary is not None
+    window, words = run.config.data.window, split_words(text, run.vocabulary.normalizer)
+    if len(words) < window:
+        raise UserError(
+            f"the model reads {window} words, and {len(words)} are given (punctuation "
+            "counts, each run of it as a word)"
+        )
+    return encode(run.vocabulary, words)
 
 
 def _continue_stream(run: Run, text: str, sampling: Sampling) -> str:

@@ -3,12 +3,14 @@
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_runs import Finished, assert_user_error
 from tiny_datasets import (
     imdb_texts,
     png,
@@ -76,8 +78,9 @@ def test_reviews_are_learnt_and_answered(
     for unknown in ("", "Это ужасно"):
         with pytest.raises(UserError, match=f"'{unknown}' holds no word that the mode"):
             list(classifying.classify_texts(run, [texts[0], unknown]))
-        with pytest.raises(UserError, match=f"^line 7: '{unknown}' holds no word"):
-            classifying.check_texts(run, {3: texts[0], 7: unknown})
+        with pytest.raises(UserError, match=f"^'{unknown}' holds no word that the mod"):
+            classifying.check_words(run, unknown)
+    classifying.check_words(run, texts[1])
     # One by one the answers are the same: the padding of a batch is not in them.
     for text, answer in zip(texts, answers, strict=True):
         alone = next(classifying.classify_texts(run, [text]))
@@ -165,7 +168,7 @@ def test_the_vocabulary_is_of_the_training_split(
     assert max(task.examples[0]["inputs"].max(), 0) < 8
 
 
-def test_own_files(tmp_path: Path) -> None:
+def test_own_files(tmp_path: Path, call: Callable[..., Finished]) -> None:
     rows = [
         (f"{word} {i}", label)
         for i, (word, label) in enumerate(
@@ -197,6 +200,27 @@ def test_own_files(tmp_path: Path) -> None:
     assert [a.label for a in answers] == ["tree", "fruit", "animal"]
     assert (tmp_path / "run" / "confusion.png").read_bytes()[1:4] == b"PNG"
 
+    # A line without an answer is marked, and the others have theirs.
+    predict = ("predict.py", f"--workdir={tmp_path / 'run'}")
+    reason = "'…' holds no word that the model knows\n"
+    (tmp_path / "lines").write_text("oak\n…\nDog!\n")
+    done = call(*predict, f"--input_file={tmp_path / 'lines'}")
+    shown = [f"{a.label} {a.probability:.3f}  " for a in answers]
+    assert done.out == f"{shown[0]}oak\n? nan    …\n{shown[2]}Dog!\n"
+    assert (done.code, done.err) == (0, f"line 2: {reason}")
+    done = call(*predict, f"--input_file={tmp_path / 'lines'}", "--show_ids")
+    lines = done.out.splitlines()
+    assert lines[0].split()[2:] == ["<PAD>"] * 3 + ["<START>", "oak"]
+    assert lines[1] == "? nan    …"
+    assert len(lines) == 3
+    done = call(*predict, "--interactive", stdin="…\noak\n")
+    assert done.out == f"text: {reason}text: {shown[0]}oak\ntext: \n"
+    assert (done.code, done.err) == (0, "")
+    (tmp_path / "lines").write_text("\n…\n?\n")
+    done = call(*predict, f"--input_file={tmp_path / 'lines'}")
+    assert_user_error(done, f"error: line 2: {reason}")
+    assert_user_error(call(*predict, "--input=…"), f"error: {reason}")
+
     test = tmp_path / "test.jsonl"
     test.write_text('{"what": "oak", "kind": "tree"}\n{"what": "x", "kind": "fruit"}\n')
     config.data.test_path = str(test)
@@ -212,7 +236,9 @@ def test_own_files(tmp_path: Path) -> None:
         make_task(config)
 
 
-def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
+def test_images_are_learnt_and_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, labels = prepare_tiny_mnist(tmp_path / "tfds", train=200)["test"]
     config = toy_config(num_steps=300)
     config.task = "classify_images"
@@ -232,6 +258,7 @@ def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
     assert result["test_accuracy"] > 0.6  # of ten classes
     run = prediction.load(tmp_path / "run")
     hits = 0
+    capsys.readouterr()
     for index in range(10):
         answer, truth = classifying.classify_test_image(run, index)
         assert truth == str(labels[index])
@@ -239,7 +266,22 @@ def test_images_are_learnt_and_answered(tmp_path: Path) -> None:
         own = classifying.classify_image(run, str(tmp_path / "digit.png"))
         assert own == answer
         hits += answer.label == truth
+        # White ink on nothing is the same image; black ink on nothing gets a line.
+        ink = np.full((28, 28), 255, np.uint8)
+        for grey, err in ((ink, ""), (ink * 0, "invert the image if the answer is")):
+            rgba = np.stack([grey, grey, grey, images[index]], axis=-1)
+            (tmp_path / "digit.png").write_bytes(png(rgba))
+            own = classifying.classify_image(run, str(tmp_path / "digit.png"))
+            assert (own == answer) or err
+            shown = capsys.readouterr().err
+            assert err in shown
+            assert bool(err) == bool(shown)
     assert hits >= 5
+    (tmp_path / "digit.png").write_bytes(png(np.zeros((28, 28, 4), np.uint8)))
+    with pytest.raises(
+        UserError, match=r"digit\.png is empty: nothing is seen at 28x28"
+    ):
+        classifying.classify_image(run, str(tmp_path / "digit.png"))
     with pytest.raises(
         UserError, match="--index=50: the test split has images 0 to 49"
     ):

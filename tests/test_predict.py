@@ -230,6 +230,25 @@ def test_prediction_errors(
     assert contents(trained.workdir) == before
 
 
+def test_lines_of_a_file_without_an_answer_are_marked(
+    trained: Trained, tmp_path: Path, call: Callable[..., Finished]
+) -> None:
+    options = ("predict.py", f"--workdir={trained.workdir}", "--num_words=4")
+    once = call(*options, "--input=the cat .").out
+    (tmp_path / "a").write_text("the cat .\n\nthe zebra .\nthe cat\nthe cat .\n")
+    done = call(*options, f"--input_file={tmp_path / 'a'}")
+    assert done.code == 0
+    assert done.out == f"{once}?\n?\n{once}"
+    assert done.err == (
+        "line 3: not in the vocabulary: zebra\n"
+        "line 4: the model reads 3 words, and 2 are given (punctuation counts, each "
+        "run of it as a word)\n"
+    )
+    (tmp_path / "a").write_text("\nthe zebra .\nthe cat\n")
+    done = call(*options, f"--input_file={tmp_path / 'a'}")
+    assert_user_error(done, "line 2: not in the vocabulary: zebra\n")
+
+
 def test_conversation(trained: Trained, call: Callable[..., Finished]) -> None:
     options = ("predict.py", f"--workdir={trained.workdir}", "--num_words=4")
     once = predicted(call(*options, "--input=the cat ."))
