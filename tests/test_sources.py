@@ -220,7 +220,7 @@ def test_damage_that_only_reading_finds(copy: Path) -> None:
 def test_without_array_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on Windows; TFDS would print six lines and raise an AttributeError."""
+    """As on Windows; TFDS would print a banner to stdout and raise an ImportError."""
     for module in [*sys.modules]:
         if module.partition(".")[0] == "array_record":
             monkeypatch.setitem(sys.modules, module, None)
