@@ -8,10 +8,12 @@ On disk::
         manifest.json     size and SHA-256 of every file, since format 2
 
 A folder carries its final name only once everything in it is written, the manifest
-last, so a save that was interrupted is never taken for a checkpoint. One that is not
-what its manifest says is not read: the one before it is used. `meta` lies where Orbax
-looks for metrics: `meta["metrics"]` decides which checkpoint is the best one, also
-after the manager was closed and opened again.
+last, so a save that was interrupted is never taken for a checkpoint. The manifest is
+written once the arrays were opened as a reader opens them: files can be whole and
+hold nothing that can be read. A checkpoint that is not what its manifest says is not
+read: the one before it is used. `meta` lies where Orbax looks for metrics:
+`meta["metrics"]` decides which checkpoint is the best one, also after the manager was
+closed and opened again.
 """
 
 import contextlib
@@ -27,6 +29,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
@@ -38,16 +42,32 @@ FORMAT = 2
 _BESIDE = 2**18
 
 
+class Expected(NamedTuple):
+    """What a checkpoint has to hold when it is opened again.
+
+    Attributes:
+      entries: type and shape of every array, by path.
+      path: of the array in `value`.
+      value: the smallest array.
+    """
+
+    entries: dict[str, str]
+    path: str
+    value: np.ndarray
+
+
 class Checkpoints(NamedTuple):
     """The checkpoints of a run; made by `open_checkpoints`.
 
     Attributes:
       directory: their folder.
       manager: what saves them; None: they are read only.
+      saving: by step, what is being saved and was not opened again yet.
     """
 
     directory: Path
     manager: ocp.CheckpointManager | None
+    saving: dict[int, Expected]
 
 
 @contextlib.contextmanager
@@ -70,17 +90,19 @@ def open_checkpoints(
       What the other functions of this module take.
 
     Raises:
-      UserError: If `keep` is less than 1, if there are checkpoints and all of them are
-        damaged, or if one cannot be written.
+      UserError: If `keep` is less than 1, if no checkpoint can be in a folder of this
+        name, if there are checkpoints and all of them are damaged, or if one cannot
+        be written.
     """
     if keep is not None and keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: keep at least 1")
+    check_folder(workdir)
     directory = Path(workdir).absolute() / "checkpoints"
     if keep is None:
         integrity.check(
             directory, *integrity.examine(directory, newest=True), quiet=True
         )
-        yield Checkpoints(directory, None)
+        yield Checkpoints(directory, None, {})
         return
     with processes.leader_first():
         integrity.mend(directory, None if best else keep)
@@ -93,6 +115,7 @@ def open_checkpoints(
                 keep_checkpoints_without_metrics=False,
             )
         )
+    saving: dict[int, Expected] = {}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         # The policies alone decide what stays; this makes the manager write `meta`.
@@ -101,23 +124,113 @@ def open_checkpoints(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
             # It runs when all is written, before the folder gets its final name.
-            post_finalization_callback=lambda: _write_manifest(directory, manager)
+            post_finalization_callback=lambda: _certify(directory, manager, saving)
         ),
     )
-    manager = ocp.CheckpointManager(directory, options=options)
+    manager = ocp.CheckpointManager(
+        directory, options=options, item_handlers={"state": _state_handler()}
+    )
     try:
-        yield Checkpoints(directory, manager)
+        yield Checkpoints(directory, manager, saving)
     finally:
         with _one_line(directory):
             manager.close()
 
 
-def _write_manifest(directory: Path, manager: Any) -> None:
+def check_folder(workdir: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot have checkpoints.
+
+    Raises:
+      UserError: What writes the arrays takes its path for another one, as TensorStore
+        does with a backslash, or for none.
+    """
+    path = os.path.join(os.path.abspath(workdir), "")
+    try:
+        taken = ts.KvStore.Spec({"driver": "file", "path": path}).to_json()["path"]
+    except (RuntimeError, ValueError):
+        taken = None
+    if taken != path or "gs:/" in path:  # which Orbax takes for a bucket
+        raise UserError(
+            f"no checkpoint can be saved in {os.fspath(workdir)!r}: TensorStore does "
+            "not take a path with a backslash, with bytes that are not UTF-8, or with "
+            "a name that ends in gs: or .__lock; give a folder of another name"
+        )
+
+
+class _LiteralPath(type(epath.Path("/"))):
+    """A path whose own `[`, `*` and `?` mean themselves when its files are listed."""
+
+    def glob(self, pattern: str) -> Iterator[Any]:
+        return map(epath.Path, Path(self).glob(pattern))
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Return Orbax's handler, for folders of any name.
+
+    Orbax finds what each process wrote by a glob of the whole path: in a folder
+    `run[v2]` it finds nothing and leaves the arrays unmerged, in `run*` it finds those
+    of `run1` too.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    # Not a subclass: Orbax would write its name into the checkpoint.
+    finalize = handler.finalize
+    handler.finalize = lambda directory: finalize(_LiteralPath(directory))
+    return handler
+
+
+def _certify(directory: Path, manager: Any, saving: dict[int, Expected]) -> None:
+    """Writes the manifest of what was saved, if it can be read."""
     if processes.leads():
         # Its thread writes `_CHECKPOINT_METADATA`; nothing public waits for that.
         manager._checkpointer._metadata_store.wait_until_finished()
-        for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-            manifest.write(folder)
+        (step,) = saving
+        (folder,) = directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        if reason := _differs(folder / "state", saving.pop(step)):
+            raise UserError(
+                f"the checkpoint of step {step} in {directory} was written and cannot "
+                f"be read again ({reason}): those before it are as they were; train in "
+                "another folder, on another disk"
+            )
+        manifest.write(folder)
+
+
+def _differs(folder: Any, expected: Expected) -> str | None:
+    """Return why a saved state is not what it has to be; None: it is.
+
+    All arrays are opened and one is read.
+    """
+    try:
+        saved = _saved_tree(folder)
+        if _entries(saved) == expected.entries:
+            value = _read_one(folder, saved, expected.path)
+            if value.tobytes() == expected.value.tobytes():
+                return None
+    except Exception as error:  # whatever the readers make of what is not there
+        return " ".join(str(error).split())[:200]
+    return "it holds something else"
+
+
+def _read_one(folder: Any, saved: dict[str, Any], path: str) -> np.ndarray:
+    wanted = _flat(saved)[path]
+    item = jax.tree.map(lambda leaf: leaf if leaf is wanted else ocp.PLACEHOLDER, saved)
+    numpy_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=numpy_args)
+    return _flat(ocp.PyTreeCheckpointHandler().restore(folder, args=args))[path]
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return ocp.tree.to_flat_dict(tree, sep="/")
+
+
+def _expected(fields: dict[str, Any]) -> Expected:
+    here = {
+        path: leaf
+        for path, leaf in _flat(fields).items()
+        # Of several processes none may have all of a large array.
+        if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
+    }
+    path = min(here, key=lambda path: here[path].nbytes)
+    return Expected(_entries(fields), path, np.array(here[path]))
 
 
 @contextlib.contextmanager
@@ -176,6 +289,10 @@ def save(opened: Checkpoints, step: int, state: PyTree, meta: dict[str, Any]) ->
             f"{opened.directory} has {free / 1e6:.1f} MB free and a checkpoint takes "
             f"{needed / 1e6:.1f}: make room, and the same command goes on"
         )
+    _finish_saving(opened)
+    opened.saving.clear()  # of a save that failed
+    if processes.leads():
+        opened.saving[step] = _expected(_fields(state))
     with _one_line(opened.directory):
         saved = manager.save(step, args=args, metrics=meta)
     if not saved:
@@ -271,7 +388,7 @@ def restore(
     """
     meta = read_meta(opened, step)
     fields = _fields(abstract_state)
-    saved, wanted = _entries(_saved_tree(opened, step)), _entries(fields)
+    saved, wanted = _entries(_saved_tree(_state_folder(opened, step))), _entries(fields)
     differing = [
         f"{path} is {saved.get(path, 'absent')}, not {wanted.get(path, 'absent')}"
         for path in {**wanted, **saved}
@@ -315,7 +432,7 @@ def restore_params(opened: Checkpoints, step: int) -> dict[str, Any]:
       UserError: If `read_meta` raises it.
     """
     read_meta(opened, step)
-    saved = _saved_tree(opened, step)
+    saved = _saved_tree(_state_folder(opened, step))
     field = "average" if "average" in saved else "params"
     item = {field: saved[field]}
     numpy_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -342,10 +459,9 @@ def _fields(state: Any) -> dict[str, Any]:
     }
 
 
-def _saved_tree(opened: Checkpoints, step: int) -> dict[str, Any]:
-    """The saved state as nested dicts and lists, its leaves shapes and types."""
-    metadata: Any = ocp.PyTreeCheckpointHandler().metadata(_state_folder(opened, step))
-    return metadata.tree
+def _saved_tree(folder: Any) -> dict[str, Any]:
+    """The state in a folder as nested dicts and lists, its leaves shapes and types."""
+    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
 def _entries(tree: dict[str, Any]) -> dict[str, str]:

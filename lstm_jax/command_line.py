@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from logging import ERROR, LogRecord
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,8 +96,10 @@ def run(main: Callable[..., None], takes: str = "") -> None:
             _stop(f"give {takes} (see --help)")
         if not flags.FLAGS["verbosity"].present:
             # absl shows every library's INFO lines from here on; Orbax has many.
-            # Its errors as well, which it raises besides.
-            logging.set_verbosity(logging.FATAL)
+            logging.set_verbosity(logging.WARNING)
+            # Not the tracebacks of the errors that Orbax raises besides: they are told
+            # in one line.
+            logging.get_absl_logger().addFilter(_is_no_error)
         return rest
 
     def guarded(argv: list[str]) -> None:
@@ -128,6 +131,10 @@ def run(main: Callable[..., None], takes: str = "") -> None:
             _stop(line)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _is_no_error(record: LogRecord) -> bool:
+    return record.levelno < ERROR
 
 
 def _asks_for_help(argv: list[str]) -> bool:

@@ -50,6 +50,7 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
       UserError: the folder holds something else, or another process trains there;
         nothing in it has changed then.
     """
+    checkpoints.check_folder(workdir)
     _check_folder(workdir, config, files)
     with contextlib.ExitStack() as stack:
         try:
