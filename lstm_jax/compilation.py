@@ -1,5 +1,6 @@
 """Compiled programs, kept for the next run of the command line."""
 
+import contextlib
 import os
 import stat
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from lstm_jax.data.cache import default_folder
+from lstm_jax.locks import locked
 
 _LARGEST = 2**30  # bytes of the folder; the programs unused for longest go first
 
@@ -51,24 +53,39 @@ def keep_compiled(folder: Path | None = None) -> None:
             file=sys.stderr,
         )
         return
-    _remove_unfinished(folder)
+    missing = _remove_unfinished(folder)
+    if missing is not None:
+        print(
+            f"{folder} is on a disk without locks ({missing}) and not used, for two "
+            "processes might write there at once: programs are compiled anew each "
+            "time; XDG_CACHE_HOME may name another folder",
+            file=sys.stderr,
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _LARGEST)
     # Of what is kept; reading is faster from here on.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Removes programs whose writing was cut off: jax would read them for ever.
+def _remove_unfinished(folder: Path) -> str | None:
+    """Remove programs whose writing was cut off: jax would read them for ever.
 
     Jax writes a program and then the time of its use, under this lock; what has no time
     is not whole.
+
+    Returns:
+      None, or why jax could not lock anything there.
     """
-    try:
-        with FileLock(folder / ".lockfile", timeout=10):
-            for path in folder.glob("*-cache"):
-                name = path.name.removesuffix("-cache")
-                if not path.with_name(f"{name}-atime").exists():
-                    path.unlink()
-    except (OSError, Timeout):  # another process is at it, or will be refused
-        return
+    # Another process is at it, or will be refused.
+    with (
+        contextlib.suppress(OSError, Timeout),
+        locked(folder / ".lockfile", timeout=10.0) as missing,
+    ):
+        if missing is not None:
+            return missing
+        for path in folder.glob("*-cache"):
+            name = path.name.removesuffix("-cache")
+            if not path.with_name(f"{name}-atime").exists():
+                path.unlink()
+    return None

@@ -3,18 +3,20 @@
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from lstm_jax import checkpoints, processes
 from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
+from lstm_jax.locks import locked
 from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
 from lstm_jax.steps import TrainState
@@ -39,7 +41,8 @@ FREE = (
 def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator[None]:
     """Makes the folder this run's, or finds that it is and leaves it as it was.
 
-    Until the end no other process can have it; the lock dies with its owner.
+    Until the end no other process can have it; the lock dies with its owner. A disk
+    without locks cannot keep others out: a line on stderr says so.
 
     Args:
       workdir: the folder; made if missing.
@@ -55,8 +58,7 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(workdir / LOCK_FILE, timeout=0, mode=0o600)
-            stack.enter_context(lock)
+            missing = stack.enter_context(locked(workdir / LOCK_FILE, timeout=0.0))
             # Once more: another process may have begun and ended meanwhile.
             if not _check_folder(workdir, config, files):
                 store(workdir, config, {})  # from here on the folder is this run's
@@ -69,6 +71,12 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
             raise UserError(
                 f"cannot write to {workdir} ({error.strerror}): {_other(workdir)}"
             ) from None
+        if missing is not None:
+            print(
+                f"{workdir} is on a disk without locks ({missing}): nothing keeps "
+                "another process from training there; start no other in it",
+                file=sys.stderr,
+            )
         yield
 
 
