@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from toy_runs import (
     climbing_config,
@@ -40,6 +41,24 @@ def test_best_checkpoint_outlives_worse_ones(tmp_path: Path) -> None:
     # Of batches of 4 and 2, with the parameter at 0 to 3, 4 to 7 and 8 to 10.
     losses = [row["loss"] for row in rows_of(tmp_path, "train")]
     assert losses == [-16 / 12, -64 / 12, -90 / 10]
+
+
+def test_a_metric_that_is_not_finite_costs_no_checkpoint(tmp_path: Path) -> None:
+    """Neither the best one before it nor one that comes after."""
+    values = jnp.array([9.0, 2.0, jnp.nan, 5.0, -jnp.inf, jnp.nan, 1.0, 4.0])
+    task = climbing_task(lambda w: values[w.astype(int) - 1])
+    fields = {"num_steps": 6, "report.evaluate_every": 1}
+    config = climbing_config(**fields)
+    config.checkpoint.best = "test_loss"
+    config.checkpoint.keep = 1
+    result = training.fit(config, task, tmp_path)
+    assert (result["step"], result["best_step"], result["test_loss"]) == (2, 2, 2.0)
+    assert folders(tmp_path) == [2, 6]
+    assert workdirs.load_params(tmp_path, 2) == {"w": 2}
+    config.num_steps = 8
+    result = training.fit(config, task, tmp_path)
+    assert (result["step"], result["best_step"], result["test_loss"]) == (7, 7, 1.0)
+    assert folders(tmp_path) == [7, 8]
 
 
 def test_best_of_a_finished_run_may_be_chosen_anew(
