@@ -7,6 +7,7 @@ from absl import flags
 from lstm_jax import command_line, devices, flow_comparison
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.config import check_config
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parent
@@ -25,7 +26,7 @@ def main() -> None:
     name = command_line.config_path().stem
     workdir = CHECKOUT / "checkpoints" / f"{name}_cells"
     if WORKDIR.value is not None:
-        workdir = Path(WORKDIR.value)
+        workdir = local_path(WORKDIR.value)
     changed = command_line.changed_fields()
     if "model.cell" in changed:
         raise UserError(

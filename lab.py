@@ -14,6 +14,7 @@ from absl import flags
 
 from lstm_jax import command_line, devices
 from lstm_jax.compilation import keep_compiled
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.lab import cost, examine, own_cell, page, peer_curves
 
@@ -30,7 +31,7 @@ OUT = flags.DEFINE_string(
 def main(path: str) -> None:
     """Tries the cell of a file, and says in short what was found."""
     own = own_cell.load(path)
-    out = Path(OUT.value or f"{own.name}.lab.html")
+    out = local_path(OUT.value or f"{own.name}.lab.html")
     check_out(out)
     about = examine.about(shlex.join(["python", "lab.py", *sys.argv[1:]]))
     devices.use_cpus(0, cost.BATCH)

@@ -20,6 +20,7 @@ from lstm_jax import (
 )
 from lstm_jax.compilation import keep_compiled
 from lstm_jax.config import check_config
+from lstm_jax.data.files import local_path
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
 
@@ -58,9 +59,11 @@ EXPLAIN_ENGINE = flags.DEFINE_bool(
 def main() -> None:
     """Trains, and prints what was reached as one line of JSON."""
     name = command_line.config_path().stem
-    workdir = WORKDIR.value
-    if workdir is None:
-        workdir = CHECKOUT / "checkpoints" / name
+    workdir, init_from = CHECKOUT / "checkpoints" / name, INIT_FROM.value
+    if WORKDIR.value is not None:
+        workdir = local_path(WORKDIR.value)
+    if init_from is not None:
+        init_from = local_path(init_from)
     check_config(CONFIG.value)
     count, batch_size = CONFIG.value.devices.count, CONFIG.value.batch_size
     stored = workdirs.stored_count(workdir)
@@ -76,7 +79,7 @@ def main() -> None:
                 if processes.leads():
                     print(line, flush=True)
         return
-    result = fit(CONFIG.value, task, workdir, INIT_FROM.value)
+    result = fit(CONFIG.value, task, workdir, init_from)
     if processes.leads():
         print(json.dumps(result))
 

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from lstm_jax import processes
 from lstm_jax.config import Config
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import Interrupted, UserError
 
 
@@ -70,7 +71,7 @@ def run(main: Callable[..., None], takes: str = "") -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS([_with_home(argument) for argument in argv])
         except flags.UnrecognizedFlagError as error:
             _stop(f"{error} (see --help)")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -131,6 +132,14 @@ def run(main: Callable[..., None], takes: str = "") -> None:
             _stop(line)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _with_home(argument: str) -> str:
+    """Expands `~` in --config=~/file.py, which a shell does not."""
+    name, _, path = argument.partition("=")
+    if name in ("-config", "--config") and path.startswith("~"):
+        return f"{name}={local_path(path)}"
+    return argument
 
 
 def _is_no_error(record: LogRecord) -> bool:

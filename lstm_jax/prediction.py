@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from lstm_jax import workdirs
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.model_config import make_classifier, make_language_model
 from lstm_jax.tasks.next_word import next_word_model
@@ -49,6 +50,7 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     Raises:
       UserError: the folder holds no run that answers, or no such checkpoint.
     """
+    workdir = local_path(workdir)
     config = workdirs.read_config(workdir)
     if config.task not in _MODELS:
         raise UserError(
@@ -56,8 +58,8 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
             f"exported are of {', '.join(_MODELS)}"
         )
     reads_text, has_labels, make = _MODELS[config.task]
-    vocabulary = _vocabulary(Path(workdir)) if reads_text else None
-    labels = _labels(Path(workdir)) if has_labels else ()
+    vocabulary = _vocabulary(workdir) if reads_text else None
+    labels = _labels(workdir) if has_labels else ()
     model, inputs = make(config, vocabulary, labels)
     if step is None:
         step = workdirs.answering_step(workdir, config.checkpoint.best or None)

@@ -16,6 +16,7 @@ from jax import export
 
 from lstm_jax import checkpoints, prediction
 from lstm_jax.data import reviews
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.export import PLATFORMS, export_program, serialize
 from lstm_jax.nested import named_leaves, put_leaves
@@ -58,14 +59,14 @@ def export_run(workdir: str | Path, out: str | Path, step: int | None = None) ->
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError("flatbuffers is not installed: pip install -e '.[export]'")
-    out = Path(out)
+    workdir, out = local_path(workdir), local_path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already: name another folder in --out")
     run = prediction.load(workdir, step)
     found = programs(run)
     files = {f"{name}.jax": serialize(p.exported) for name, p in found.items()}
     if run.vocabulary is not None:
-        files[VOCABULARY_FILE] = (Path(workdir) / VOCABULARY_FILE).read_bytes()
+        files[VOCABULARY_FILE] = (workdir / VOCABULARY_FILE).read_bytes()
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_weights(run.params, out / WEIGHTS_FILE)

@@ -29,6 +29,7 @@ from lstm_jax import (
     workdirs,
 )
 from lstm_jax.config import Config, check_config
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.evaluation import (
     Metrics,
@@ -78,7 +79,10 @@ def fit(
             f"{jax.process_count()} processes have the devices and have not joined: "
             "start train.py with --distributed, or call jax.distributed.initialize"
         )
-    workdir = Path("checkpoints", config.task) if workdir is None else Path(workdir)
+    if workdir is None:
+        workdir = Path("checkpoints", config.task)
+    workdir = local_path(workdir)
+    init_from = None if init_from is None else local_path(init_from)
     if members_of(config):
         result = sweeps.fit(config, task, workdir, init_from)
         if result["best"] is not None:

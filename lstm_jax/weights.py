@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from lstm_jax.cells import Params
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.nested import check_nested, named_leaves, nested
 from lstm_jax.reporting import write_file
@@ -23,13 +24,14 @@ def save_weights(params: Params, path: str | Path) -> None:
 
     Raises:
       ValueError: params are no such dict.
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or has no local path.
     """
     check_nested(params)
     # Contiguous: the library writes memory as it lies.
     arrays = {
         name: np.array(array, order="C") for name, array in named_leaves(params).items()
     }
+    path = local_path(path)
     try:
         write_file(path, safetensors.numpy.save(arrays))
     except OSError as error:
@@ -42,7 +44,8 @@ def load_weights(path: str | Path) -> Params:
     Raises:
       UserError: there is no such file, or it is damaged or of another kind.
     """
-    if not Path(path).is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise UserError(f"no file {path}: name a .safetensors file")
     try:
         return nested(safetensors.numpy.load_file(path))

@@ -19,6 +19,7 @@ from lstm_jax.certify import against_flax, against_keras, against_tf1, against_t
 from lstm_jax.certify.compare import Result, results
 from lstm_jax.certify.peer import Peer
 from lstm_jax.certify.report import as_json, as_markdown
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
@@ -33,7 +34,7 @@ PEERS: dict[str, Peer] = {
 def main() -> None:
     """Compares, tells each case on stderr, and writes."""
     values = flags.FLAGS
-    peer, folder = PEERS[values.against], Path(values.out)
+    peer, folder = PEERS[values.against], local_path(values.out)
     peer.versions()  # which refuses what is not installed
     found = []
     with _writing(folder):  # tried before what takes minutes

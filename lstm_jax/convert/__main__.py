@@ -24,6 +24,7 @@ from lstm_jax.convert.files import (
 )
 from lstm_jax.convert.weights import GATES, flat
 from lstm_jax.convert.written import to_be_told
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.weights import load_weights, save_weights
 from lstm_jax.workdirs import answering_step, load_params, read_config
@@ -32,7 +33,7 @@ from lstm_jax.workdirs import answering_step, load_params, read_config
 def main() -> None:
     """Reads, converts and writes."""
     values = flags.FLAGS
-    path, cell, out = Path(values.file), values.cell, Path(values.out)
+    path, cell, out = local_path(values.file), values.cell, local_path(values.out)
     source, target = str(values["from"].value), values.to
     if flags.FLAGS["forget_bias"].present and (
         cell != "lstm" or "tf1" not in (source, target)

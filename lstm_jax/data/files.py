@@ -2,12 +2,41 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lstm_jax.errors import UserError
+
+# Of a `Path` made of an address one slash is left.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(az|file|gs|hdfs|hf|https?|s3):/")
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as its user means it: `~` is the home folder.
+
+    A shell expands `~` at the beginning of a word alone, not in `--workdir=~/run`.
+
+    Args:
+      path: The path; to be expanded once, where it comes from the user.
+
+    Raises:
+      UserError: There is no such home folder, or the path is the address of a bucket.
+    """
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{text} is no local path, and buckets are not supported yet: give a local "
+            "folder or file"
+        )
+    expanded = os.path.expanduser(text)
+    user = re.match(r"~[^/]*", expanded)
+    # A file may be called so, `~$table.csv`.
+    if user and (user[0] == "~" or not os.path.lexists(text)):
+        raise UserError(f"{text}: no home folder {user[0]} is known: give a whole path")
+    return Path(expanded)
 
 
 def read_utf8(path: str, takes: str) -> str:
@@ -20,8 +49,9 @@ def read_utf8(path: str, takes: str) -> str:
     Raises:
       UserError: it cannot be read, or is not UTF-8; the message names the line.
     """
+    place = local_path(path)
     try:
-        data = Path(path).read_bytes()
+        data = place.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot read {path[:200]!r} ({reason}): {takes}") from None

@@ -9,6 +9,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Int, UInt8
 
+from lstm_jax.data.files import local_path
 from lstm_jax.data.sources import Source, read_examples
 from lstm_jax.errors import UserError
 
@@ -69,10 +70,11 @@ def read_png(path: str) -> UInt8[np.ndarray, "28 28"]:
     from PIL import Image, ImageOps
 
     size = (_SIDE, _SIDE)
-    if not os.path.isfile(path):
+    place = local_path(path)
+    if not place.is_file():
         raise UserError(f"no image file {path}: give a PNG file of a digit")
     try:
-        with Image.open(path) as image:
+        with Image.open(place) as image:
             image.load()
             grey = _as_shown(ImageOps.exif_transpose(image))
         if grey.size != size:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 
 _ELSEWHERE = "set TFDS_DATA_DIR (or data.tfds_dir of the config) to"
@@ -58,7 +59,7 @@ def open_source(name: str, split: str, tfds_dir: str = "") -> Source:
     """
     _check_installed(name)
     folder = tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder = _builder(name, os.path.expanduser(folder))
+    builder = _builder(name, str(local_path(folder)))
     path = Path(builder.data_path)
     if not os.path.exists(path):  # which says no of a folder that may not be read
         _prepare(builder)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import Cell
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 
 _MODULE = "own_cell_"  # what the name of a file's module begins with
@@ -41,7 +42,7 @@ def load(path: str | Path) -> OwnCell:
     Raises:
       UserError: there is no such file or function, or the file does not run.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise UserError(
             f"there is no file {path}: give one with a function cell(hidden_size)"
