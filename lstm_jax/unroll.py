@@ -26,6 +26,11 @@ from lstm_jax.schedule import schedule_for
 
 Implementation = Literal["auto", "autodiff", "fused", "cudnn", "pallas"]
 
+# What "auto" stands for: with `AUTO("autodiff")` a trace is the same on any machine.
+# A context of jax's, for a variable of Python's would be no part of its caches' keys:
+# a function that was traced once would keep what "auto" was then.
+AUTO = jax.make_user_context("auto")
+
 
 def unroll(
     cell: Cell,
@@ -91,6 +96,8 @@ def unroll(
       TypeError: on the fused path, gates that close over a traced value.
     """
     batch, time = _check_inputs(xs, resets, implementation, cell)
+    if implementation == "auto":
+        implementation = AUTO.value
     valid = valid_steps(batch, time, lengths, mask)
     initial = cell.initial_carry(params, batch)
     _check_carry(carry, initial)
