@@ -1,7 +1,8 @@
 """A trained run, loaded to answer."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from tokenizers import Tokenizer
 
-from lstm_jax import workdirs
+from lstm_jax import identity, workdirs
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
 from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
-from lstm_jax.model_config import make_classifier, make_language_model
+from lstm_jax.identity import Identity, Predictor
+from lstm_jax.model_config import make_classifier, make_language_model, make_tagger
+from lstm_jax.models import LanguageModel
+from lstm_jax.tasks.classification import class_logits
+from lstm_jax.tasks.language_model import stream_logits
 from lstm_jax.tasks.next_word import next_word_model
-from lstm_jax.tasks.task import LABELS_FILE, VOCABULARY_FILE
+from lstm_jax.tasks.task import LABELS_FILE, VOCABULARY_FILE, Task
 
 
 class Run(NamedTuple):
@@ -52,10 +57,10 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     """
     workdir = local_path(workdir)
     config = workdirs.read_config(workdir)
-    if config.task not in _MODELS:
+    if config.task not in _ANSWERING:
         raise UserError(
             f"{workdir} is a run of task {config.task!r}: those that answer and are "
-            f"exported are of {', '.join(_MODELS)}"
+            f"exported are of {', '.join(_ANSWERING)}"
         )
     reads_text, has_labels, make = _MODELS[config.task]
     vocabulary = _vocabulary(workdir) if reads_text else None
@@ -64,13 +69,102 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     if step is None:
         step = workdirs.answering_step(workdir, config.checkpoint.best or None)
     params = workdirs.load_params(workdir, step)
-    wanted = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+    trained = check_described(workdir)
+    predictor = _predictor(model, inputs)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, predictor.params):
         raise UserError(
             f"the checkpoint of step {step} in {workdir} is of another model than its "
             "files describe: restore them, or train again"
         )
+    # The config may have been edited since. Other versions may trace it otherwise.
+    known = trained if trained and trained.versions == identity.versions() else None
+    if known and known.prediction and not identity.is_predicted_by(known, predictor):
+        raise UserError(
+            f"{workdir} was trained with another model than its {workdirs.CONFIG_FILE} "
+            "describes now: restore that file, or train again"
+        )
     return Run(config, model, params, vocabulary, labels, step)
+
+
+def identify(config: Config, task: Task) -> Identity:
+    """Return what a run computes, and whether its config describes the model of that.
+
+    Args:
+      config: of the run.
+      task: what it trains.
+    """
+    return identity.identify(config, task, _described(config, task.files))
+
+
+def check_described(workdir: str | Path) -> Identity | None:
+    """Refuse a run whose config describes another model than the one that was trained.
+
+    A line on stderr says where that is not known, as of runs of earlier versions.
+
+    Args:
+      workdir: folder of the run.
+
+    Returns:
+      What the run stored; None: nothing.
+
+    Raises:
+      UserError: as it says.
+    """
+    trained = identity.read(workdir)
+    if trained is not None and trained.prediction is None:
+        raise UserError(
+            f"{workdir} was trained with another model than its config describes: "
+            "load its parameters in Python by lstm_jax.workdirs.load_params, for the "
+            "model that they are of"
+        )
+    if trained is None or not trained.prediction:
+        print(
+            f"{workdir} does not say whether its config describes the model that was "
+            "trained: not compared",
+            file=sys.stderr,
+        )
+    return trained
+
+
+def _described(config: Config, files: Mapping[str, str]) -> Predictor | None:
+    """What predict.py would make of a run of this config with these files."""
+    if config.task not in _MODELS:
+        return None
+    reads_text, has_labels, make = _MODELS[config.task]
+    vocabulary, labels = None, ()
+    try:
+        if reads_text:
+            vocabulary = Tokenizer.from_str(files[VOCABULARY_FILE])
+        if has_labels:
+            labels = tuple(json.loads(files[LABELS_FILE]))
+        return _predictor(*make(config, vocabulary, labels))
+    # Files and a config that no task has read: that of one's own arrays.
+    except Exception:
+        return None
+
+
+def _predictor(model: Any, inputs: Array) -> Predictor:
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
+    if not isinstance(model, LanguageModel):
+        return Predictor(
+            lambda params, batch, carry: class_logits(model, params, batch),
+            params,
+            lambda size: (),
+        )
+
+    def carry(size: int) -> Any:
+        first = jnp.zeros((size, 1), jnp.int32)
+        return jax.eval_shape(
+            lambda params: stream_logits(model, params, first, None)[0], params
+        )
+
+    return Predictor(
+        lambda params, batch, carry: stream_logits(
+            model, params, batch["inputs"], carry
+        ),
+        params,
+        carry,
+    )
 
 
 def prompt(run: Run) -> str:
@@ -101,13 +195,26 @@ def _image_classifier(config: Config, _: Any, labels: Any) -> tuple[Any, Array]:
     return make_classifier(config.model, len(labels), None), jnp.zeros((1, 28, 28))
 
 
-# Of each task that answers: whether it reads text, whether it has labels, its model.
+def _tagger(config: Config, vocabulary: Any, labels: Any) -> tuple[Any, Array]:
+    model = make_tagger(config.model, len(labels), vocabulary.get_vocab_size())
+    return model, jnp.zeros((1, config.data.length), jnp.int32)
+
+
+def _forecaster(config: Config, _: Any, __: Any) -> tuple[Any, Array]:
+    model = make_classifier(config.model, config.data.horizon, vocab_size=None)
+    return model, jnp.zeros((1, config.data.window, 1))
+
+
+# Of each task: whether it reads text, whether it has labels, its model.
 _MODELS: dict[str, tuple[bool, bool, Callable[..., tuple[Any, Array]]]] = {
     "next_word": (True, False, _next_word),
     "language_model": (True, False, _language_model),
     "classify_text": (True, True, _text_classifier),
     "classify_images": (False, True, _image_classifier),
+    "tag": (True, True, _tagger),
+    "regress": (False, False, _forecaster),
 }
+_ANSWERING = ("next_word", "language_model", "classify_text", "classify_images")
 
 
 def _vocabulary(workdir: Path) -> Tokenizer:

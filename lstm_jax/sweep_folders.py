@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstm_jax import checkpoints, members, reporting, workdirs
+from lstm_jax import checkpoints, identity, members, reporting, workdirs
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.evaluation import Metrics, Record
@@ -76,6 +76,7 @@ def write_members(
       meta: of the sweep's last checkpoint.
     """
     rows = reporting.read_metrics(workdir)
+    computed = identity.read(workdir)  # of each member what is the sweep's
     for number, member in enumerate(members.members_of(config)):
         folder, reached = folder_of(workdir, member), progress[number]
         end = int(state.members.step[number])
@@ -95,7 +96,7 @@ def write_members(
         reporting.write_curves(begun, rows_of, folder.name)
         own = _member_config(config, member)
         files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-        workdirs.store(begun, own, files)
+        workdirs.store(begun, own, files, computed)
         last, params = members.take((state.members, state.best), number)
         _save_member(begun, own, reached, last, Best(params), meta)
         if folder.exists():

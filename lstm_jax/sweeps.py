@@ -22,6 +22,7 @@ from lstm_jax import (
     checkpoints,
     interrupts,
     members,
+    prediction,
     processes,
     reporting,
     steps,
@@ -38,6 +39,7 @@ from lstm_jax.evaluation import (
     metrics_of,
     with_evaluation,
 )
+from lstm_jax.identity import Identity
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import Drawn, Member, MemberSums, SweepState
 from lstm_jax.steps import Stepping
@@ -83,8 +85,10 @@ def fit(
     with jax.set_mesh(mesh):
         made = _setup(config, task, own)
         source = None if init_from is None else workdirs.load_source(init_from, workdir)
+        computed = prediction.identify(config, task)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(workdirs.claimed(workdir, config, task.files))
+            claimed = workdirs.claimed(workdir, config, task.files, computed)
+            stack.enter_context(claimed)
             stack.enter_context(workdirs.unwritable(workdir))
             print(task.summary, flush=True)
             opened = stack.enter_context(
@@ -93,16 +97,21 @@ def fit(
             state, meta, at = _begin(made, opened, source)
             progress = [_progress(entry) for entry in meta["members"]]
             if at >= made.num_steps or meta["ended"]:
-                print(
-                    f"finished before, at step {at}: not trained again", file=sys.stderr
-                )
-                workdirs.store(workdir, config, task.files)
+                why = f"finished before, at step {at}"
+                if at < made.num_steps:
+                    why = (
+                        f"all members have ended by step {at} of {made.num_steps} (one "
+                        f"whose patience did goes on alone, in its folder of {workdir}/"
+                        f"{workdirs.MEMBERS_FOLDER}, with a larger patience)"
+                    )
+                print(f"{why}: not trained again", file=sys.stderr)
+                workdirs.store_ended(workdir, config, task.files)
             else:
                 if at:
                     print(f"going on from step {at}", file=sys.stderr)
                 refuse_trained_on(config, workdir, state, progress)
                 state, progress, meta = _train(
-                    made, workdir, opened, state, meta, progress, at
+                    made, workdir, opened, state, meta, progress, at, computed
                 )
             write_members(config, task, workdir, jax.device_get(state), progress, meta)
     return _result(made, workdir, progress, meta["seconds"])
@@ -198,6 +207,7 @@ def _train(
     meta: dict[str, Any],
     progress: list[Progress],
     at: int,
+    computed: Identity,
 ) -> tuple[SweepState, list[Progress], dict[str, Any]]:
     """Trains what is left to the end; the last state, and what is stored with it."""
     config, task, programs = made.config, made.task, made.programs
@@ -215,7 +225,7 @@ def _train(
         draw=sweep_report.draw,
     )
     files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-    workdirs.store(workdir, config, files)
+    workdirs.store(workdir, config, files, computed)
     # Whole on each device only where the devices cannot divide what pads nothing.
     even = len(made.drawn.learning_rate) == count
     unpad = jax.jit(

@@ -21,6 +21,7 @@ from lstm_jax import (
     diagnosis,
     interrupts,
     layer_flow,
+    prediction,
     processes,
     reporting,
     sharding,
@@ -39,6 +40,7 @@ from lstm_jax.evaluation import (
     metrics_of,
     with_evaluation,
 )
+from lstm_jax.identity import Identity
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import members_of
 from lstm_jax.steps import Keys, Stepping, TrainState
@@ -60,8 +62,9 @@ def fit(
       config: as `lstm_jax.config.base_config` makes it.
       task: what to train: `lstm_jax.tasks.make_task(config)`, or one made from your
         own arrays by `lstm_jax.tasks.classification`.
-      workdir: folder of the run: config, metrics, curves, checkpoints. None:
-        `checkpoints/<config.task>`.
+      workdir: folder of the run: config, metrics, curves, checkpoints. A run that it
+        holds goes on, if it is of this config, model, loss and data. None: a new one,
+        `checkpoints/<config.task>-<number>`, whose name is printed.
       init_from: folder of another run, whose matching parameters a new run starts
         from.
 
@@ -79,10 +82,21 @@ def fit(
             f"{jax.process_count()} processes have the devices and have not joined: "
             "start train.py with --distributed, or call jax.distributed.initialize"
         )
-    if workdir is None:
-        workdir = Path("checkpoints", config.task)
-    workdir = local_path(workdir)
     init_from = None if init_from is None else local_path(init_from)
+    if workdir is not None:
+        return _fit_in(local_path(workdir), config, task, init_from)
+    with contextlib.ExitStack() as stack:
+        if processes.leads():
+            workdir = stack.enter_context(workdirs.new_folder(config.task))
+            print(f"training in {workdir}", file=sys.stderr)
+        workdir = Path(processes.from_leader(str(workdir)))
+        return _fit_in(workdir, config, task, init_from)
+
+
+def _fit_in(
+    workdir: Path, config: Config, task: Task, init_from: Path | None
+) -> dict[str, Any]:
+    """As `fit`, in a folder."""
     if members_of(config):
         result = sweeps.fit(config, task, workdir, init_from)
         if result["best"] is not None:
@@ -136,10 +150,13 @@ def _fit(
     # Read before the folder is claimed: a wrong name leaves no folder behind.
     source = None if init_from is None else workdirs.load_source(init_from, workdir)
     best = config.checkpoint.best or None
-    processes.agree("config or data", workdirs.digest(config, task.files))
+    computed = prediction.identify(config, task)
+    made = workdirs.digest(config, task.files, computed)
+    processes.agree("config, data or model", made)
     with contextlib.ExitStack() as stack:
         if processes.leads():
-            stack.enter_context(workdirs.claimed(workdir, config, task.files))
+            claimed = workdirs.claimed(workdir, config, task.files, computed)
+            stack.enter_context(claimed)
         processes.wait()
         stack.enter_context(workdirs.unwritable(workdir))
         if processes.leads():
@@ -166,19 +183,33 @@ def _fit(
 
         state, meta = begin()
         at = int(state.step)
-        if at >= num_steps or meta.get("ended", False):
+        if why := _why_ended(config, at, num_steps, meta):
             if processes.leads():
-                print(
-                    f"finished before, at step {at}: not trained again", file=sys.stderr
-                )
-                workdirs.store(workdir, config, task.files)  # what is free to change
+                print(f"{why}: not trained again", file=sys.stderr)
+                workdirs.store_ended(workdir, config, task.files)
         else:
             if at and processes.leads():
                 print(f"going on from step {at}", file=sys.stderr)
             _train(
                 *(config, stepping, keys, num_steps, workdir, opened),
-                *(state, meta, begin, probe),
+                *(state, meta, begin, probe, computed),
             )
+
+
+def _why_ended(
+    config: Config, at: int, num_steps: int, meta: dict[str, Any]
+) -> str | None:
+    """Why a run is not trained on; None: it is."""
+    if at >= num_steps:
+        return f"finished before, at step {at}"
+    record = Record(**(meta.get("record") or {}))
+    if meta.get("ended", False) and 0 < config.patience <= record.waited:
+        return (
+            f"patience ended it at step {at} of {num_steps}, {record.metric} not "
+            f"having improved {record.waited} times (patience={config.patience}; a "
+            "larger one, or 0 for none, goes on)"
+        )
+    return None
 
 
 # Steps of a dispatch whose number is on the device from the beginning.
@@ -245,6 +276,7 @@ def _train(
     meta: dict[str, Any],
     begin: Callable[[], tuple[TrainState, dict[str, Any]]],
     probe: layer_flow.Probe | None,
+    computed: Identity,
 ) -> None:
     """Runs the steps that are left.
 
@@ -265,7 +297,7 @@ def _train(
         )
         # Not before all that a resume needs is read.
         files = {**task.files, workdirs.SUMMARY_FILE: task.summary}
-        workdirs.store(workdir, config, files)
+        workdirs.store(workdir, config, files, computed)
 
     def follow(state: TrainState, step: int) -> None:
         assert probe is not None

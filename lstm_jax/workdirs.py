@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from filelock import Timeout
 
-from lstm_jax import checkpoints, processes
+from lstm_jax import checkpoints, identity, processes
 from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
 from lstm_jax.errors import UserError
+from lstm_jax.identity import Identity
 from lstm_jax.locks import locked
 from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
@@ -35,10 +38,59 @@ FREE = (
     "data.path",
     "data.test_path",
 )
+# What a run writes, beside the files of its task.
+_WRITTEN = (
+    *(CONFIG_FILE, identity.IDENTITY_FILE, SUMMARY_FILE, "metrics.jsonl"),
+    *("checkpoints", MEMBERS_FOLDER, "not_finite.json"),
+    *("curves.png", "flow.png", "confusion.png", "forecast.png"),
+)
+_EVENTS = "events.out.tfevents.*"  # TensorBoard shows all of a folder as one run
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator[None]:
+def new_folder(task: str) -> Iterator[Path]:
+    """Make the folder of a new run, `checkpoints/<task>-<number>`.
+
+    It is gone again where the run ends before anything is in it.
+
+    Args:
+      task: name of the task.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    parent = Path("checkpoints")
+    try:
+        parent.mkdir(exist_ok=True)
+        names = [
+            re.fullmatch(rf"{re.escape(task)}-(\d+)", p.name) for p in parent.iterdir()
+        ]
+        number = max((int(name[1]) for name in names if name), default=0) + 1
+        while True:
+            workdir = parent / f"{task}-{number}"
+            try:
+                workdir.mkdir()
+                break
+            except FileExistsError:  # another process was quicker
+                number += 1
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {parent} ({error.strerror}): name a folder in workdir"
+        ) from None
+    try:
+        yield workdir
+    finally:
+        with contextlib.suppress(OSError):
+            workdir.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(
+    workdir: Path,
+    config: Config,
+    files: Mapping[str, str],
+    computed: Identity | None = None,
+) -> Iterator[None]:
     """Makes the folder this run's, or finds that it is and leaves it as it was.
 
     Until the end no other process can have it; the lock dies with its owner. A disk
@@ -48,20 +100,25 @@ def claimed(workdir: Path, config: Config, files: Mapping[str, str]) -> Iterator
       workdir: the folder; made if missing.
       config: of the run.
       files: contents by name; those of a run that goes on must be the same.
+      computed: what the run computes, and of which data; a run that goes on must have
+        the same, where the same versions found it. None: it is not compared.
 
     Raises:
       UserError: the folder holds something else, or another process trains there;
         nothing in it has changed then.
     """
     checkpoints.check_folder(workdir)
-    _check_folder(workdir, config, files)
+    _check_folder(workdir, config, files, computed)
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             missing = stack.enter_context(locked(workdir / LOCK_FILE, timeout=0.0))
             # Once more: another process may have begun and ended meanwhile.
-            if not _check_folder(workdir, config, files):
-                store(workdir, config, {})  # from here on the folder is this run's
+            if not _check_folder(workdir, config, files, computed):
+                # From here on the folder is this run's.
+                store(workdir, config, {}, computed)
+            elif computed is not None:
+                _say_if_not_compared(workdir, computed)
         except Timeout:
             raise UserError(
                 f"another process trains in {workdir}: wait for it, or "
@@ -92,19 +149,24 @@ def unwritable(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-def digest(config: Config, files: Mapping[str, str]) -> str:
+def digest(config: Config, files: Mapping[str, str], computed: Identity) -> str:
     """A hash of what makes a run, to tell whether another process has the same."""
     fields = {
         name: value
         for name, value in flatten(config.to_dict()).items()
         if not name.startswith(FREE)
     }
-    versions = jax.__version__, checkpoints.version()
-    content = json.dumps([fields, sorted(files.items()), versions], sort_keys=True)
+    made = fields, sorted(files.items()), computed, checkpoints.version()
+    content = json.dumps(made, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _check_folder(workdir: Path, config: Config, files: Mapping[str, str]) -> bool:
+def _check_folder(
+    workdir: Path,
+    config: Config,
+    files: Mapping[str, str],
+    computed: Identity | None,
+) -> bool:
     """Refuses what holds something else; tells whether the folder has this run."""
     other = _other(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -122,22 +184,76 @@ def _check_folder(workdir: Path, config: Config, files: Mapping[str, str]) -> bo
                 raise UserError(
                     f"{workdir} holds a run on other data ({name} differs): {other}"
                 )
+        stored = None if computed is None else identity.read(workdir)
+        if stored and computed and (held := identity.difference(stored, computed)):
+            raise UserError(f"{workdir} holds {held}: {other}")
         return True
-    # A kill while the first file was written leaves no more than that file's start.
-    found = workdir.iterdir() if workdir.exists() else ()
-    if any(p.suffix != ".tmp" and p.name != LOCK_FILE for p in found):
-        raise UserError(f"{workdir} is not empty and holds no {CONFIG_FILE}: {other}")
+    # Other files may be there, as a log that this run's output goes to; but none whose
+    # name a run uses, and no runs below. A kill while the first file was written leaves
+    # no more than that file's start.
+    found = [name for name in (*_WRITTEN, *files) if (workdir / name).exists()]
+    found += [path.name for path in workdir.glob(_EVENTS)]
+    if found:
+        raise UserError(
+            f"{workdir} holds {found[0]} of something else, for there is no "
+            f"{CONFIG_FILE}: {other}"
+        )
+    for path in workdir.glob(f"*/{CONFIG_FILE}"):
+        raise UserError(f"{workdir} holds runs, such as {path.parent.name}: {other}")
     return False
+
+
+def _say_if_not_compared(workdir: Path, computed: Identity) -> None:
+    """Says so of a run that goes on and is maybe not of this model, loss and data."""
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        return
+    stored = identity.read(workdir)
+    if stored is None:
+        why = "the run was stored by a version that did not note them"
+    elif stored.versions != computed.versions:
+        names = [n for n, v in computed.versions.items() if stored.versions.get(n) != v]
+        shown = ", ".join("lstm_jax" if n == "source" else n for n in names)
+        why = f"the run was stored by another version of {shown or 'lstm_jax'}"
+    else:
+        return
+    print(
+        f"model, loss and data were not compared with those in {workdir}: {why}",
+        file=sys.stderr,
+    )
 
 
 def _other(workdir: Path) -> str:
     return f"name another folder with --workdir={workdir}_2"
 
 
-def store(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
-    """Writes the config and the files of a run that begins or goes on."""
-    for name, content in {**files, CONFIG_FILE: _text(config)}.items():
+def store(
+    workdir: Path,
+    config: Config,
+    files: Mapping[str, str],
+    computed: Identity | None = None,
+) -> None:
+    """Writes the config and the files of a run that begins or goes on.
+
+    What the run computes is written where it is given: of one that goes on under
+    another version what that found, so that the next time can be compared with it.
+    """
+    contents = {**files, CONFIG_FILE: _text(config)}
+    # After the config: a kill in between leaves a folder that is known as a run's.
+    if computed is not None:
+        contents[identity.IDENTITY_FILE] = identity.to_text(computed)
+    for name, content in contents.items():
         write_file(workdir / name, content)
+
+
+def store_ended(workdir: Path, config: Config, files: Mapping[str, str]) -> None:
+    """Writes what is free to change of a run that is not trained on.
+
+    How long it was to be trained stays: a larger number is one that it never had.
+    """
+    config, before = config.copy_and_resolve_references(), read_config(workdir)
+    for name in ("num_steps", "num_epochs", "patience"):
+        config[name] = before[name]
+    store(workdir, config, files)
 
 
 def read_config(workdir: str | Path) -> Config:
@@ -304,12 +420,17 @@ def _differences(old: Config, new: Config) -> list[str]:
     lengths = ("num_steps", "num_epochs")
     longer = [name for name in lengths if after[name] > before[name] > 0]
     unscheduled = after.get("optimizer.schedule") == "constant"
+    # More patience, 0 being without end, ends what has the same steps later. Not in a
+    # sweep, whose other members went on meanwhile.
+    patience = after["patience"] or math.inf, before["patience"] or math.inf
+    patient = patience[0] > patience[1] and not members_of(new)
     return [
         f"{name}: {before.get(name)!r} there, {after.get(name)!r} here"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
         and not name.startswith(FREE)
         and not (name in longer and unscheduled)
+        and not (name == "patience" and patient)
     ]
 
 

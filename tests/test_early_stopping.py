@@ -116,12 +116,41 @@ def test_run_ends_when_patience_does(
     # Started again it trains nothing, however long it may be.
     before = hashes(tmp_path)
     assert training.fit(config, task, tmp_path) == result
-    finished = "finished before, at step 7: not trained again\n"
-    assert capsys.readouterr().err == finished
+    ended = (
+        "patience ended it at step 7 of {}, test_loss not having improved 3 times "
+        "(patience=3; a larger one, or 0 for none, goes on): not trained again\n"
+    )
+    assert capsys.readouterr().err == ended.format(12)
     assert hashes(tmp_path) == before
-    config.num_epochs = 7
+    config.num_epochs, config.report.every = 7, 500
     assert training.fit(config, task, tmp_path) == result
-    assert capsys.readouterr().err == finished
+    assert capsys.readouterr().err == ended.format(14)
+    # The record says how long it was to be trained, not what was asked for in vain.
+    stored = workdirs.read_config(tmp_path)
+    assert (stored.num_epochs, stored.report.every) == (6, 500)
+
+
+@pytest.mark.parametrize(("patience", "last", "best"), [(4, 8, 4), (0, 12, 12)])
+def test_more_patience_goes_on_as_if_it_had_been_so(
+    patience: int, last: int, best: int, tmp_path: Path
+) -> None:
+    config, task = patient_config(), task_of_losses()
+    training.fit(config, task, tmp_path / "parts")
+    config.patience = patience
+    result = training.fit(config, task, tmp_path / "parts")
+    # After 4.0 at step 4 came 8, 6, 7 and 5, and at step 9 another 4.
+    assert rows_of(tmp_path / "parts", "test")[-1]["step"] == last
+    assert (result["step"], result["best_step"]) == (best, best)
+    assert workdirs.read_config(tmp_path / "parts").patience == patience
+    training.fit(config, task, tmp_path / "whole")
+    assert rows_of(tmp_path / "parts", "test") == rows_of(tmp_path / "whole", "test")
+    assert_same_bits(
+        saved_state(tmp_path / "parts", config, task),
+        saved_state(tmp_path / "whole", config, task),
+    )
+    config.patience = 3
+    with pytest.raises(UserError, match=f"patience: {patience} there, 3 here"):
+        training.fit(config, task, tmp_path / "parts")
 
 
 def scored(task: Task) -> Task:

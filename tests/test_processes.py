@@ -214,7 +214,9 @@ def test_processes_that_differ_are_refused(tmp_path: Path, cache: Path) -> None:
     different = ["--config.optimizer.learning_rate=0.5"]
     leader, other = run_group(2, workdir, cache, FIELDS, last=different)
     assert (leader.code, other.code) == (2, 2)
-    assert "error: process 1 has another config or data than process 0" in other.err
+    assert (
+        "error: process 1 has another config, data or model than process 0" in other.err
+    )
     assert "error: process 1: process 1 has another config" in leader.err
     assert not workdir.exists()
 

@@ -279,6 +279,38 @@ def test_the_best_before_a_member_diverged_answers(
     assert hashes(tmp_path) == before
 
 
+def test_members_without_patience_are_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = climbing_config(num_steps=0, num_epochs=3, patience=1)
+    config.checkpoint.best, config.sweep.seeds = "test_loss", 2
+    task = climbing_task(lambda w: w)
+    result = lj.fit(config, task, tmp_path)
+    assert workdirs.read_config(tmp_path).num_epochs == 3
+    config.num_epochs = 9
+    capsys.readouterr()
+    assert lj.fit(config, task, tmp_path) == result
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == (
+        "all members have ended by step 4 of 18 (one whose patience did goes on alone, "
+        f"in its folder of {tmp_path}/members, with a larger patience): not trained "
+        "again"
+    )
+    assert workdirs.read_config(tmp_path).num_epochs == 3
+    # Others would have gone on meanwhile.
+    config.patience = 2
+    with pytest.raises(UserError, match="in patience: 1 there, 2 here"):
+        lj.fit(config, task, tmp_path)
+    # One alone goes on, as it is of the same model, loss and data.
+    folder = folder_of(tmp_path, Member(1, 1.0))
+    own = workdirs.read_config(folder)
+    own.patience = 2
+    assert lj.fit(own, task, folder)["step"] == 2
+    assert rows_of(folder, "test")[-1]["step"] == 6
+    with pytest.raises(UserError, match="a run of another model or evaluation"):
+        lj.fit(own, climbing_task(lambda w: 2 * w), folder)
+
+
 def test_steps_whose_updates_are_skipped_end_no_member(tmp_path: Path) -> None:
     """A row in which all were skipped has no mean, which is not a loss that is none."""
     inputs, labels = toy_arrays()

@@ -89,7 +89,9 @@ def test_bits_do_not_depend_on_where_the_loop_stops(tmp_path: Path) -> None:
 
 
 def test_fit_learns_a_task_of_own_arrays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Arrays of NumPy's own types, int64 and float64, do as well."""
     monkeypatch.chdir(tmp_path)
@@ -100,7 +102,8 @@ def test_fit_learns_a_task_of_own_arrays(
     config = toy_config(num_steps=300)
     config.checkpoint.best = "my_test_accuracy"
     result = lj.fit(config, task)
-    workdir = Path("checkpoints", config.task)
+    workdir = Path("checkpoints", "next_word-1")
+    assert f"training in {workdir}\n" in capsys.readouterr().err
     rows = [row for row in reporting.read_metrics(workdir) if row["split"] == "train"]
     assert rows[0]["loss"] > 0.9
     assert rows[-1]["loss"] < 0.15
@@ -119,6 +122,27 @@ def test_fit_learns_a_task_of_own_arrays(
     assert result["seconds"] >= rows[-1]["seconds"] > 0
     assert (workdir / "summary.txt").read_text() == task.summary
     assert task.summary.splitlines()[-1].split() == ["total", "43"]
+
+
+def test_fit_without_a_folder_makes_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("next_word-8", "next_word-11-old", "tag-20", "next_word"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    config = toy_config(num_steps=1)
+    folders = [lj.fit(config, toy_task())["workdir"] for _ in range(2)]
+    wanted = [str(Path("checkpoints", f"next_word-{n}")) for n in (9, 10)]
+    assert folders == wanted
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("training in")] == [
+        f"training in {folder}" for folder in wanted
+    ]
+    # One that is refused leaves no folder behind.
+    config.checkpoint.best = "nothing"
+    with pytest.raises(UserError, match="is never evaluated"):
+        lj.fit(config, toy_task())
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 6
 
 
 @pytest.mark.slow

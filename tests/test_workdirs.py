@@ -158,15 +158,55 @@ def test_longer_run_under_a_cosine_is_refused(tmp_path: Path) -> None:
     assert hashes(tmp_path) == before
 
 
-def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("summary.txt", "curves.png", "metrics.jsonl", "vocabulary.json"),
+        *("identity.json", "checkpoints/10/x", "members/seed0/x", "forecast.png"),
+        *("events.out.tfevents.17.host", "data.sha256"),
+    ],
+)
+def test_folder_with_a_file_that_a_run_writes_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    before, task = hashes(tmp_path), toy_task()
+    task = task._replace(files={**task.files, "vocabulary.json": "{}"})
+    held = name.partition("/")[0]
+    with pytest.raises(UserError, match=rf"holds {held} of something else, for") as e:
+        training.fit(toy_config(), task, tmp_path)
+    assert "\n" not in str(e.value)
+    assert hashes(tmp_path) == before
+
+
+def test_folder_of_runs_and_a_file_are_refused(
+    finished: tuple[ConfigDict, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[1], tmp_path / "runs" / "first")
+    before = hashes(tmp_path)
+    with pytest.raises(
+        UserError, match=r"runs holds runs, such as first: name another"
+    ):
+        training.fit(toy_config(), toy_task(), tmp_path / "runs")
+    assert hashes(tmp_path) == before
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    before = hashes(tmp_path)
-    with pytest.raises(UserError, match=r"is not empty and holds no config.json"):
-        training.fit(toy_config(), toy_task(), tmp_path)
     with pytest.raises(UserError, match=r"notes.txt is a file"):
         training.fit(toy_config(), toy_task(), notes)
-    assert hashes(tmp_path) == before
+
+
+def test_folder_with_other_files_is_used(tmp_path: Path) -> None:
+    """As `train.py --workdir=run > run/train.log` does."""
+    (tmp_path / "data").mkdir()
+    for name in ("train.log", "data/a.csv"):
+        (tmp_path / name).write_text("mine")
+    result = training.fit(toy_config(num_steps=1), toy_task(), tmp_path)
+    assert result["step"] == 1
+    assert training.fit(toy_config(num_steps=2), toy_task(), tmp_path)["step"] == 2
+    for name in ("train.log", "data/a.csv"):
+        assert (tmp_path / name).read_text() == "mine"
 
 
 def test_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from lstm_jax.convert.weights import GATES, flat
 from lstm_jax.convert.written import to_be_told
 from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
+from lstm_jax.prediction import check_described
 from lstm_jax.weights import load_weights, save_weights
 from lstm_jax.workdirs import answering_step, load_params, read_config
 
@@ -58,6 +59,7 @@ def _read(run: Path, cell: str, target: str) -> tuple[Params, list[str]]:
     """A run's recurrent layers, and what the target's must be told."""
     config = read_config(run)
     parse_cell(config.model.cell, config.model.hidden_size)  # refuses what is none
+    check_described(run)
     told = to_be_told(config.model.cell, cell, target)
     params = load_params(run, answering_step(run, config.checkpoint.best or None))
     if "recurrent" not in params:
