@@ -76,9 +76,13 @@ def problem_of(folder: Path) -> str | None:
         written = meta_of(folder)["format"]
     except (OSError, KeyError, TypeError, ValueError):
         written = None
-    if written == 1 and not (folder / manifest.FILE).exists():  # it had none
-        return None
-    return manifest.problem(folder)
+    has_none = written == 1 and not (folder / manifest.FILE).exists()
+    problem = None if has_none else manifest.problem(folder)
+    # As Orbax left them in a folder `run[v2]`, before each was opened again.
+    state = folder / "state"
+    if any(state.glob("ocdbt.process_*")) and not (state / "manifest.ocdbt").exists():
+        return problem or "its arrays were never merged"
+    return problem
 
 
 def meta_of(folder: Path) -> Any:

@@ -110,6 +110,20 @@ def test_what_cannot_be_opened_again_is_not_saved(
         assert checkpoints.latest_step(opened) == 2
 
 
+def test_a_run_that_was_lost_in_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are whole, by a manifest of before, and nothing in them is read."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._LiteralPath, "glob", find_nothing)
+        patch.setattr(checkpoints, "_differs", lambda folder, expected: None)
+        save(tmp_path, state_of(2))
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        workdirs.answering_step(tmp_path, None)
+    said = capsys.readouterr().err
+    assert "checkpoints/2 is damaged (its arrays were never merged) and not" in said
+
+
 def test_arrays_of_another_step_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from command_runs import (
 from toy_runs import climbing_config, climbing_task
 
 from lstm_jax import prediction, serving, training, weights, workdirs
-from lstm_jax.data import files, images, sources, text
+from lstm_jax.data import cache, files, images, sources, text
 from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.lab import own_cell
@@ -71,6 +71,9 @@ def test_no_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(UserError, match=r"^~/run: no home folder ~ is known"):
         local_path("~/run")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match=r"^~/.cache: .* set HOME, or"):
+        cache.default_folder()
 
 
 @pytest.mark.parametrize("path", ADDRESSES)

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lstm_jax.data.files import local_path
+
 _CONTENTS = "__contents__"  # the array in a file that says what the file holds
 _DAY = 24 * 60 * 60  # seconds
 
@@ -61,7 +63,7 @@ def default_folder() -> Path:
     """`$XDG_CACHE_HOME/lstm_jax`, or `~/.cache/lstm_jax`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says to ignore a relative one.
-    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    base = base if os.path.isabs(base) else local_path("~/.cache")
     return Path(base) / "lstm_jax"
 
 

@@ -35,7 +35,10 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     user = re.match(r"~[^/]*", expanded)
     # A file may be called so, `~$table.csv`.
     if user and (user[0] == "~" or not os.path.lexists(text)):
-        raise UserError(f"{text}: no home folder {user[0]} is known: give a whole path")
+        raise UserError(
+            f"{text}: no home folder {user[0]} is known: set HOME, or give a path from "
+            "the root"
+        )
     return Path(expanded)
 
 
