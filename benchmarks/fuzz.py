@@ -427,7 +427,7 @@ def _trained() -> dict[str, bytes]:
 def _stored_case(rng: random.Random) -> Case:
     files = dict(_trained())
     for _ in range(rng.choice([1, 1, 2])):
-        own = ["config.json", "vocabulary.json", "labels.json"]
+        own = ["config.json", "identity.json", "vocabulary.json", "labels.json"]
         name = rng.choice(own if rng.random() < 0.8 else sorted(files))
         if name.endswith(".json") and rng.random() < 0.7:
             files[name] = hostile.spoil_json(rng, json.loads(_trained()[name]))

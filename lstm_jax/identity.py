@@ -139,11 +139,11 @@ def _trace_predictor(
     predictor: Predictor, inputs: dict[str, Any]
 ) -> traced_digest.Traced | None:
     """What predict.py computes of a batch of these inputs; None: it takes none such."""
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype)
-        for name, (dtype, shape) in inputs.items()
-    }
     try:
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, dtype)
+            for name, (dtype, shape) in inputs.items()
+        }
         return traced_digest.trace(
             predictor.logits,
             params=predictor.params,

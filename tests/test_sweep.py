@@ -307,7 +307,7 @@ def test_members_without_patience_are_not_trained_again(
     own.patience = 2
     assert lj.fit(own, task, folder)["step"] == 2
     assert rows_of(folder, "test")[-1]["step"] == 6
-    with pytest.raises(UserError, match="a run of another model or evaluation"):
+    with pytest.raises(UserError, match="a run of another model or training loss"):
         lj.fit(own, climbing_task(lambda w: 2 * w), folder)
 
 
