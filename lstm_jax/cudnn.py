@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import rnn
 from jaxtyping import Array, Float, Integer
 
+from lstm_jax import callers_mesh
 from lstm_jax.cells import Cell, LSTMCarry, Noise, Params
 from lstm_jax.gated_steps import Inputs, masked
 
@@ -52,6 +53,8 @@ def why_not(
         return "it knows no resets"
     if return_carries:
         return "it gives the last carry alone"
+    if callers_mesh.varying_axes(params, xs):
+        return callers_mesh.UNTYPED
     if jax.default_backend() != "gpu":
         return f"this is a {jax.default_backend()}, and no GPU of NVIDIA's"
     return None

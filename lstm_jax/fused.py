@@ -22,7 +22,7 @@ from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, PyTree
 
-from lstm_jax import layout, sharding
+from lstm_jax import callers_mesh, layout, sharding
 from lstm_jax.cells import (
     Fused,
     Noise,
@@ -88,9 +88,20 @@ def fused_unroll(
     per_step = None if noise is None else noise._replace(step=inputs.noise)
     additive = trace_gates(fused, params, carry, per_step)
     rows, num_gates = schedule.rows, params["bias"].shape[0] // carry.h.shape[1]
+    # Not the arrays: when the backward pass is traced, their own trace may be over.
+    axes, carry_types = (
+        callers_mesh.varying_axes(carry),
+        jax.tree.map(jax.typeof, carry),
+    )
     gates = gates_of_rows(
         fused, params, noise, rows, additive=additive, return_carries=return_carries
     )
+
+    def zeros(tree: PyTree) -> PyTree:
+        return callers_mesh.vary(jax.tree.map(zero, tree), axes)
+
+    def filled(cotangents: PyTree, primals: PyTree) -> PyTree:
+        return callers_mesh.vary(fill_zeros(cotangents, primals), axes)
 
     def at_step(noise: Noise | None, per_step: PyTree) -> Noise | None:
         return None if noise is None else noise._replace(step=per_step)
@@ -169,7 +180,7 @@ def fused_unroll(
                 carry,
                 z,
             )
-            dextra, dcarry, dz = pull((dcarry, fill_zeros(dout, out)))
+            dextra, dcarry, dz = pull((dcarry, filled(dout, out)))
             if rows == LAST:
                 written = [
                     layout.write(*both, k, num_gates)
@@ -216,14 +227,13 @@ def fused_unroll(
             return ((rest, gradient, own), room), dxs.astype(inputs.x.dtype)
 
         def make_room(count: int) -> tuple[Array, ...]:
-            return tuple(layout.room_for(z, count) for z in zs if rows == LAST)
+            room = tuple(layout.room_for(z, count) for z in zs if rows == LAST)
+            return callers_mesh.vary(room, axes)
 
         dinitial = map_cotangents(jnp.zeros_like, dcarry)
-        gradient = jax.tree.map(zero, ready)
+        gradient = zeros(ready)
         dextras = extras_of(gradient)
-        own = jax.tree.map(
-            zero, transpose(params) if fused.recurrent is not None else {}
-        )
+        own = zeros(transpose(params) if fused.recurrent is not None else {})
         totals = ((dcarry, dinitial, dextras), gradient, own)
         totals, dxs = _scan_chunks(
             chunk,
@@ -260,10 +270,13 @@ def fused_unroll(
     def backward_of(saved: Any, cotangents: Any) -> Any:
         # What nothing read costs nothing: most often all outputs but the last.
         dcarry, douts = cotangents
-        dcarry = fill_zeros(drop_zeros(dcarry), carry)
+        dcarry = filled(drop_zeros(dcarry), carry_types)
         return backward(saved, (dcarry, drop_zeros(douts)))
 
     run.defvjp(forward_of, backward_of, symbolic_zeros=True)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Outside of `jax.jit`, `jax.shard_map` cannot call what takes symbolic zeros.
+        return jax.jit(run)(params, inputs, carry, initial, noise)
     return run(params, inputs, carry, initial, noise)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from lstm_jax import layout
+from lstm_jax import callers_mesh, layout
 from lstm_jax.cells import Fused, Noise, Params, extras_of, recurrent_product
 from lstm_jax.layout import FIRST, LAST, RowAxis, where_rows
 
@@ -75,6 +75,8 @@ def gates_of_rows(
         if valid is not None:
             new = where_rows(valid, new, carry, rows)
             y = where_rows(valid, y, jax.tree.map(jnp.zeros_like, y), rows)
+        # Gates may give constants.
+        new, y = callers_mesh.vary((new, y), callers_mesh.varying_axes(carry))
         return new, (y, new if return_carries else ())
 
     return gates

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, PyTree
 
-from lstm_jax import sharding
+from lstm_jax import callers_mesh, sharding
 from lstm_jax.cells import Fused, Noise, Params, extras_of, product
 from lstm_jax.gate_tracing import trace_gates
 from lstm_jax.gated_steps import Inputs, gates_of_rows, masked, weight_gradient
@@ -45,7 +45,8 @@ def pallas_unroll(
       ValueError: the kernel cannot run this cell, batch or noise.
     """
     batch = inputs.x.shape[1]
-    reason = _why_not(fused, params, batch // sharding.shards(batch), noise)
+    each = batch // sharding.shards(batch)
+    reason = _why_not(fused, params, carry, each, noise)
     if reason is not None:
         raise ValueError(f'implementation="pallas" cannot run this: {reason}')
     additive = trace_gates(fused, params, carry, None)
@@ -149,10 +150,12 @@ def pallas_unroll(
 
 
 def _why_not(
-    fused: Fused, params: Params, batch_size: int, noise: Noise | None
+    fused: Fused, params: Params, carry: Any, batch_size: int, noise: Noise | None
 ) -> str | None:
     if fused.recurrent is not None or noise is not None:
         return "the kernel knows no noise and no recurrent product of a cell's own"
+    if callers_mesh.varying_axes(params, carry):
+        return callers_mesh.UNTYPED
     kernel = params["recurrent_kernel"]
     if kernel.shape[0] % 128:
         return f"hidden_size={kernel.shape[0]} is no multiple of 128"

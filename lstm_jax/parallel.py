@@ -6,6 +6,7 @@ steps. A processor with many rows has no use for that: it runs the fused loop, w
 passes over the memory once. Shapes are those of `lstm_jax.cells`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
-from lstm_jax import sharding
+from lstm_jax import callers_mesh, sharding
 from lstm_jax.cells import (
     Cell,
     Fused,
@@ -26,7 +27,7 @@ from lstm_jax.cells import (
     product,
 )
 from lstm_jax.schedule import parallel_over_time
-from lstm_jax.unroll import effective_resets, unroll
+from lstm_jax.unroll import Implementation, effective_resets, unroll
 
 # From x @ kernel + bias [..., G * H] to a and b [..., H].
 Coefficients = Callable[[Array], tuple[Array, Array]]
@@ -132,7 +133,7 @@ def _linear(
         resets: Bool[Array, "B T"] | None,
         reverse: bool,
         return_carries: bool,
-        implementation: str,
+        implementation: Implementation,
         **unused: Any,
     ) -> tuple[Any, ...]:
         del unused  # no noise
@@ -141,6 +142,23 @@ def _linear(
                 f"implementation={implementation!r} cannot run this: a cell whose "
                 "gates see no state has no recurrent product"
             )
+        run = functools.partial(
+            run_rows,
+            reverse=reverse,
+            return_carries=return_carries,
+            implementation=implementation,
+        )
+        return callers_mesh.on_rows(run, params, (xs, carry, mask, resets))
+
+    def run_rows(
+        params: Params,
+        rows: tuple[Any, ...],
+        *,
+        reverse: bool,
+        return_carries: bool,
+        implementation: Implementation,
+    ) -> tuple[Any, ...]:
+        xs, carry, mask, resets = rows
         each = xs.shape[0] // sharding.shards(xs.shape[0])
         parallel = parallel_over_time(jax.default_backend(), each, xs.shape[1])
         if implementation == "fused" or (implementation == "auto" and not parallel):

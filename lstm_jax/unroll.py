@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Integer, PRNGKeyArray, PyTree, Shaped
 
-from lstm_jax import sharding
+from lstm_jax import callers_mesh, sharding
 from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.cudnn import cudnn_unroll, why_not
 from lstm_jax.fused import fused_unroll
@@ -53,6 +53,13 @@ def unroll(
     NaN and infinity included.
     The cell runs there all the same, on x = 0, and what it gives is not used: a cell
     whose derivative is not finite there (a norm without an epsilon) spoils gradients.
+
+    In a program with a mesh of its own, rows of `xs` that are sharded over explicit
+    axes stay where they are: each device runs its own, outputs and carries are sharded
+    as the rows are, and gradients as what they are of; parameters that are sharded are
+    gathered before the loop. Inside of `jax.shard_map`, with `check_vma` or without,
+    and of `jax.pmap` the rows are a device's, and so are the draws of `key`: fold the
+    device's number into it.
 
     >>> import jax, jax.numpy as jnp, lstm_jax as lj
     >>> cell = lj.lstm(hidden_size=4)
@@ -99,16 +106,19 @@ def unroll(
     if implementation == "auto":
         implementation = AUTO.value
     valid = valid_steps(batch, time, lengths, mask)
-    initial = cell.initial_carry(params, batch)
+    rows = (xs, carry, valid, resets)
+    params, rows = callers_mesh.settle(params, rows)
+    axes = callers_mesh.varying_axes(params, rows)
+    params, (xs, carry, valid, resets) = callers_mesh.vary((params, rows), axes)
+    initial = callers_mesh.vary(cell.initial_carry(params, batch), axes)
     _check_carry(carry, initial)
-    carry = initial if carry is None else carry
     if cell.unroll is not None:
         if valid is not None:
             xs = jnp.where(jnp.expand_dims(valid, -1), xs, 0)
         return cell.unroll(
             params,
             xs,
-            carry,
+            initial if carry is None else carry,
             mask=valid,
             resets=resets,
             reverse=reverse,
@@ -116,12 +126,76 @@ def unroll(
             return_carries=return_carries,
             implementation=implementation,
         )
+    noise = None
+    if key is not None and cell.noise is not None:
+        noise = _draw(cell, key, params, xs)
+    run = functools.partial(
+        _run_rows,
+        cell,
+        reverse=reverse,
+        return_carries=return_carries,
+        implementation=implementation,
+        holes=mask is not None,
+    )
+    shared, drawn = (), None
+    if noise is not None:
+        shared, drawn = noise.shared, (noise.sequence, noise.step)
+    whole, rows = (params, shared), (xs, carry, valid, resets, drawn)
+    if not callers_mesh.is_sharded(rows):
+        return run(whole, rows, initial)
+    # What cuDNN and Pallas give does not say over which axes it varies.
+    typed = implementation not in ("cudnn", "pallas")
+    return callers_mesh.on_rows(run, whole, rows, check_vma=typed)
+
+
+def _draw(cell: Cell, key: PRNGKeyArray, params: Params, xs: Array) -> Noise:
+    """A cell's noise, of all rows: devices that drew for theirs would draw the same."""
+
+    def draw(key: PRNGKeyArray, params: Params) -> Noise:
+        assert cell.noise is not None
+        return cell.noise(key, params, xs.shape[0], xs.shape[1])
+
+    has_rows = Noise(shared=False, sequence=True, step=True)
+    draw = callers_mesh.partitioned(draw, xs, has_rows)
+    return lax.stop_gradient(draw(key, params))
+
+
+def _run_rows(
+    cell: Cell,
+    whole: tuple[Params, PyTree],
+    rows: tuple[Any, ...],
+    initial: Any = None,
+    *,
+    reverse: bool,
+    return_carries: bool,
+    implementation: Implementation,
+    holes: bool,
+) -> Any:
+    """As `unroll`, of what that has checked and drawn.
+
+    Args:
+      cell: a cell without an `unroll` of its own.
+      whole: its parameters, and `Noise.shared`.
+      rows: xs, the carry or None, valid steps or None, resets or None, and the noise
+        (sequence, step) or None.
+      initial: the cell's initial carry; None: it is made here.
+      reverse: as in `unroll`.
+      return_carries: as in `unroll`.
+      implementation: as in `unroll`.
+      holes: the valid steps are those of a `mask`.
+    """
+    axes = callers_mesh.varying_axes(whole, rows)
+    whole, rows = callers_mesh.vary((whole, rows), axes)
+    (params, shared), (xs, carry, valid, resets, drawn) = whole, rows
+    batch, time = xs.shape[:2]
+    if initial is None:
+        initial = cell.initial_carry(params, batch)
+    initial = callers_mesh.vary(initial, axes)
+    carry = initial if carry is None else carry
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         leaves = [a.dtype for a in jax.tree.leaves(initial)]
         xs = xs.astype(next(d for d in leaves if jnp.issubdtype(d, jnp.floating)))
-    noise = None
-    if key is not None and cell.noise is not None:
-        noise = lax.stop_gradient(cell.noise(key, params, batch, time))
+    noise = None if drawn is None else Noise(shared, *drawn)
     resets = None if resets is None else effective_resets(resets, valid, reverse)
     inputs = Inputs(
         x=jnp.swapaxes(xs, 0, 1),
@@ -137,7 +211,7 @@ def unroll(
             cell,
             params,
             xs,
-            holes=mask is not None,
+            holes=holes,
             resets=resets is not None,
             noise=noise is not None,
             return_carries=return_carries,
@@ -190,6 +264,8 @@ def _autodiff_unroll(
         if now.valid is not None:
             new = where_rows(now.valid, new, carry)
             y = where_rows(now.valid, y, jax.tree.map(jnp.zeros_like, y))
+        # A step may give constants.
+        new, y = callers_mesh.vary((new, y), callers_mesh.varying_axes(carry))
         return new, (y, new if return_carries else ())
 
     return lax.scan(step, carry, masked(inputs), reverse=reverse)
