@@ -27,6 +27,7 @@ from lstm_jax import (
     reporting,
     steps,
     sweep_report,
+    transfer,
     workdirs,
 )
 from lstm_jax.config import Config
@@ -84,7 +85,10 @@ def fit(
     config.devices.count = mesh.size
     with jax.set_mesh(mesh):
         made = _setup(config, task, own)
-        source = None if init_from is None else workdirs.load_source(init_from, workdir)
+        source = None
+        if init_from is not None:
+            params = jax.eval_shape(task.init, steps.make_keys(config.seed).init)
+            source = transfer.load(init_from, workdir, task, params)
         computed = prediction.identify(config, task)
         with contextlib.ExitStack() as stack:
             claimed = workdirs.claimed(workdir, config, task.files, computed)
@@ -161,7 +165,7 @@ def _setup(config: Config, task: Task, own: tuple[Member, ...]) -> Setup:
 def _init(
     stepping: Callable[[Any], Stepping], keeps_best: bool, source: Any, drawn: Drawn
 ) -> SweepState:
-    begin = functools.partial(workdirs.begun_from, source)
+    begin = functools.partial(transfer.begun_from, source)
     states = members.init_states(stepping, drawn, begin)
     if not keeps_best:
         return SweepState(states, ())

@@ -27,6 +27,7 @@ from lstm_jax import (
     sharding,
     steps,
     sweeps,
+    transfer,
     workdirs,
 )
 from lstm_jax.config import Config, check_config
@@ -66,7 +67,9 @@ def fit(
         holds goes on, if it is of this config, model, loss and data. None: a new one,
         `checkpoints/<config.task>-<number>`, whose name is printed.
       init_from: folder of another run, whose matching parameters a new run starts
-        from.
+        from: by their names and shapes, and where `task.names` says so by the words
+        or labels that the files of both runs name. What is new begins anew; a line
+        on stdout lists it.
 
     Returns:
       The metrics of the checkpoint that `predict.py` would load, with its `step`,
@@ -148,7 +151,9 @@ def _fit(
     if config.report.flow_every:
         probe = layer_flow.make_probe(task, config.batch_size)
     # Read before the folder is claimed: a wrong name leaves no folder behind.
-    source = None if init_from is None else workdirs.load_source(init_from, workdir)
+    source = None
+    if init_from is not None:
+        source = transfer.load(init_from, workdir, task, abstract.params)
     best = config.checkpoint.best or None
     computed = prediction.identify(config, task)
     made = workdirs.digest(config, task.files, computed)
@@ -165,9 +170,9 @@ def _fit(
             checkpoints.open_checkpoints(workdir, config.checkpoint.keep, best)
         )
 
-        def fresh(source: Any) -> TrainState:
+        def fresh(source: transfer.Source | None) -> TrainState:
             state = steps.init_state(stepping, steps.make_keys(config.seed))
-            return workdirs.begun_from(source, state)
+            return transfer.begun_from(source, state)
 
         def begin() -> tuple[TrainState, dict[str, Any]]:
             step = processes.from_leader(checkpoints.latest_step(opened))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from filelock import Timeout
 
 from lstm_jax import checkpoints, identity, processes
@@ -22,7 +21,6 @@ from lstm_jax.identity import Identity
 from lstm_jax.locks import locked
 from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
-from lstm_jax.steps import TrainState
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
@@ -381,36 +379,6 @@ def load_source(init_from: str | Path, workdir: Path) -> Params | None:
     if processes.leads():
         print(f"starting from step {step} of {init_from}")
     return load_params(init_from, step)
-
-
-def begun_from(source: Params | None, state: TrainState) -> TrainState:
-    """A fresh state with the matching parameters of another run; None: as it is."""
-    if source is None:
-        return state
-    params = matching_params(source, state.params)
-    average = jax.tree.map(jnp.copy, params) if state.average != () else ()
-    return state._replace(params=params, average=average)
-
-
-def matching_params(source: Params, params: Params) -> Params:
-    """`params` with the entries that `source` has in the same place and shape.
-
-    Prints what was not taken over.
-    """
-    theirs = dict(jax.tree_util.tree_leaves_with_path(source))
-    kept = []
-
-    def take(path: Any, mine: Any) -> Any:
-        found = theirs.get(path)
-        if found is None or found.shape != mine.shape or found.dtype != mine.dtype:
-            kept.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-            return mine
-        return found
-
-    taken = jax.tree_util.tree_map_with_path(take, params)
-    if kept and processes.leads():
-        print(f"not there in this shape, begun anew: {', '.join(kept)}")
-    return taken
 
 
 def _differences(old: Config, new: Config) -> list[str]:

@@ -12,6 +12,7 @@ from lstm_jax.tasks.classification import classification
 from lstm_jax.tasks.classify_images import classify_images
 from lstm_jax.tasks.classify_text import classify_text
 from lstm_jax.tasks.language_model import language_model
+from lstm_jax.tasks.naming import names_of
 from lstm_jax.tasks.next_word import next_word
 from lstm_jax.tasks.regress import regress
 from lstm_jax.tasks.tag import tag
@@ -70,10 +71,12 @@ def make_task(config: Config, workdir: str | Path | None = None) -> Task:
     refuse_unread("data", config.data, sorted(unread), f"the task {config.task}")
     try:
         if config.task in _READS_TEXT:
-            return TASKS[config.task](config, _stored_vocabulary(workdir))
-        return TASKS[config.task](config)
+            task = TASKS[config.task](config, _stored_vocabulary(workdir))
+        else:
+            task = TASKS[config.task](config)
     except CellError as error:
         raise UserError(f"model.cell={config.model.cell!r}: {error}") from None
+    return task._replace(names=names_of(config) or {})
 
 
 def _stored_vocabulary(workdir: str | Path | None) -> Tokenizer | None:

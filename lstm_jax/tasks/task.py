@@ -23,6 +23,24 @@ Buckets = tuple[Examples, ...]
 Sums = dict[str, Float[Array, ""]]
 
 
+class Named(NamedTuple):
+    """What the entries of a parameter stand for.
+
+    Attributes:
+      file: the file that numbers them: `VOCABULARY_FILE`, or a JSON list of names.
+      axis: the axis with an entry for each name. A single entry where the file has two
+        names is the logit of a sigmoid: its sign tells which of the two is meant. None:
+        the numbers themselves are read, where a word is fed as its number.
+    """
+
+    file: str
+    axis: int | None
+
+
+# By the name of a parameter, or of a module for all parameters in it.
+Names = Mapping[str, Named]
+
+
 def no_carry(batch_size: int) -> tuple[()]:
     """The carry of a task whose batches know nothing of each other."""
     del batch_size
@@ -50,6 +68,8 @@ class Task(NamedTuple):
       sample: a line about an example, given (params, example), or None.
       demonstrate: what a person is shown at the end, given params, or None.
       pictures: PNG files by name, drawn at the end, given params, or None.
+      names: which parameters have an entry a word or label that one of `files` names:
+        a run that starts from another one's parameters matches these by name.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -64,6 +84,7 @@ class Task(NamedTuple):
     sample: Callable[[Params, Examples], str] | None = None
     demonstrate: Callable[[Params], str] | None = None
     pictures: Callable[[Params], Mapping[str, bytes]] | None = None
+    names: Names = types.MappingProxyType({})
 
 
 def longest(buckets: Buckets) -> Examples:
