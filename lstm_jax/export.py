@@ -121,9 +121,16 @@ def export_program(
 ) -> export.Exported:
     """A function of these shapes and types as a program.
 
-    jax refuses to export what it does not promise to run in later versions.
+    jax refuses to export what it does not promise to run in later versions. The program
+    tells nothing of the machine: no path of a source file is in it.
     """
-    return export.export(jax.jit(function), platforms=platforms)(*arguments)
+    config: Any = jax.config  # whose options have no types
+    limit = config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        return export.export(jax.jit(function), platforms=platforms)(*arguments)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def serialize(program: export.Exported) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,24 @@ def test_without_flatbuffers(monkeypatch: Any) -> None:
     monkeypatch.setattr(export.Exported, "serialize", missing)
     with pytest.raises(UserError, match=r"flatbuffers .*\[export\]"):
         serialize(program)
+
+
+def test_a_program_tells_nothing_of_the_machine(tmp_path: Path) -> None:
+    cell = lj.lstm(5)
+    params = random_params(cell)
+    limit = jax.config.jax_traceback_in_locations_limit
+    programs = [
+        serialize(export_step(cell, params, FEATURES)),
+        serialize(export_sequence(cell, params, FEATURES, lengths=True)),
+    ]
+    for program in programs:
+        assert b".py" not in program
+        assert str(Path(__file__).parents[1]).encode() not in program
+    assert jax.config.jax_traceback_in_locations_limit == limit
+    # Called from another place, it is the same.
+    there = tmp_path / "elsewhere.py"
+    there.write_text(
+        "\n\ndef call(function, *arguments):\n  return function(*arguments)"
+    )
+    call = runpy.run_path(str(there))["call"]
+    assert call(lambda: serialize(export_step(cell, params, FEATURES))) == programs[0]
