@@ -31,6 +31,7 @@ from benchmarks.report import Row
 from benchmarks.work import WORKS, Work, operations
 from lstm_jax import explain
 from lstm_jax.devices import allowed_cpus
+from lstm_jax.pictures import make_figure
 
 STEPS = ("training step", "forward")
 
@@ -175,11 +176,9 @@ def table(rows: list[Row]) -> str:
 
 def chart(rows: list[Row]) -> bytes:
     """Bars of the ratios: a panel each kind of step, a group each work."""
-    from matplotlib.figure import Figure
-
     works = list(dict.fromkeys(row["work"] for row in rows))
     names = list(dict.fromkeys(row["candidate"] for row in rows))
-    figure = Figure(figsize=(2 + 1.7 * len(works), 7), layout="constrained")
+    figure = make_figure(2 + 1.7 * len(works), 7)
     panels = figure.subplots(len(STEPS), squeeze=False)[:, 0]
     for panel, which in zip(panels, STEPS, strict=True):
         for i, name in enumerate(names):

@@ -19,6 +19,7 @@ import lstm_jax as lj
 from benchmarks import report
 from benchmarks.report import Row
 from lstm_jax import devices, explain, sharding
+from lstm_jax.pictures import make_figure
 
 BASE = {"steps": 128, "rows": 64, "units": 128}
 VARIED = {
@@ -76,9 +77,7 @@ def table(rows: list[Row]) -> str:
 
 def plot(rows: list[Row]) -> bytes:
     """Time over size on logarithmic axes, a panel each size, beside the floor."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = make_figure(12, 4)
     panels = figure.subplots(1, len(VARIED), sharey=True)
     for panel, varied in zip(panels, VARIED, strict=True):
         points = [row for row in rows if row["varied"] == varied]

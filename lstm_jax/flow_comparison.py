@@ -18,7 +18,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.flow import Flow
 from lstm_jax.flow_pictures import by_label, draw_lag_gains
 from lstm_jax.members import members_of
-from lstm_jax.reporting import write_file
+from lstm_jax.reporting import drawn, write_file
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
 from lstm_jax.workdirs import load_params
@@ -82,7 +82,9 @@ def compare(
         for stage, flows in found.items()
     }
     title = "What is left of a change of the state, and of the gradient, k steps away"
-    write_file(workdir / "gradient_flow.png", draw_lag_gains(gains, title))
+    path = workdir / "gradient_flow.png"
+    if picture := drawn(path.name, lambda: draw_lag_gains(gains, title)):
+        write_file(path, picture)
     numbers = {
         stage: {name: _numbers(flow) for name, flow in flows.items()}
         for stage, flows in found.items()

@@ -1,8 +1,11 @@
 """Pictures of a run, as PNG: curves, a confusion matrix, a forecast."""
 
+import contextlib
 import io
 import itertools
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +126,7 @@ def _draw_panels(
     draw_lines: Callable[["matplotlib.axes.Axes", str], list[float]],
 ) -> bytes:
     """Draws a panel each metric; `draw_lines(axes, name)` returns the values."""
+    import_matplotlib()
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     keys = dict.fromkeys(key for row in rows for key in metrics_of(row))
@@ -266,13 +270,34 @@ def make_figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """An empty figure, of a size in inches."""
     # Here, because matplotlib takes a second to import, which a start of training
     # should not wait for. No pyplot: it keeps global state and may want a display.
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def import_matplotlib() -> None:
+    """Import matplotlib, whatever backend the environment names.
+
+    A notebook names its own in `MPLBACKEND`, also for the commands that it starts, and
+    where that is not installed matplotlib does not let itself be imported. A figure of
+    `make_figure` is drawn without any.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named:
+        with contextlib.suppress(ValueError):  # for the pyplot of whoever calls this
+            matplotlib.rcParams["backend"] = named
+
+
 def to_png(figure: "matplotlib.figure.Figure") -> bytes:
     """A figure as a file's content."""
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
+    figure.savefig(image, format="png", backend="agg", dpi=120)
     return image.getvalue()

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +18,8 @@ from lstm_jax.pictures import Row, draw_curves, metrics_of, show_number
 
 if TYPE_CHECKING:
     import tensorboardX
+
+Drawn = TypeVar("Drawn")
 
 _REDRAW_SECONDS = 30.0
 FLOW = "flow"  # the split of rows about gradient flow
@@ -207,8 +209,8 @@ def add_flow(report: Report | None, row: Row, flows: Mapping[str, Flow]) -> None
     if (row["step"], row["split"]) not in places:
         add_row(report, row)
     title = f"{report.workdir.name}, step {row['step']:,}"
-    picture = _drawn(lambda: draw_flow(flows, title))
-    write_file(report.workdir / "flow.png", picture)
+    if picture := drawn("flow.png", lambda: draw_flow(flows, title)):
+        write_file(report.workdir / "flow.png", picture)
 
 
 def _redraw(report: Report) -> None:
@@ -223,11 +225,15 @@ def write_curves(
     draw: Callable[[list[Row], str], bytes] | None = None,
 ) -> None:
     """Draws rows of metrics into `curves.png`; `draw` as of `open_report`."""
-    if curves := _drawn(lambda: (draw or draw_curves)(rows, title)):
+    if curves := drawn("curves.png", lambda: (draw or draw_curves)(rows, title)):
         write_file(workdir / "curves.png", curves)
 
 
-def _drawn(draw: Callable[[], bytes]) -> bytes:
+def drawn(name: str, draw: Callable[[], Drawn]) -> Drawn | None:
+    """Return what `draw()` gives, or None where it fails: a line on stderr says so.
+
+    No picture is worth the numbers of a run.
+    """
     # A figure is megabytes of objects that refer to each other. Python finds those that
     # are young in milliseconds; old ones would stay for minutes, ten figures at a time.
     collects = gc.isenabled()
@@ -235,6 +241,14 @@ def _drawn(draw: Callable[[], bytes]) -> bytes:
     try:
         picture = draw()
         gc.collect(1)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"{name} is not drawn: {type(error).__name__}: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
     finally:
         if collects:
             gc.enable()

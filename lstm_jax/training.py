@@ -131,7 +131,8 @@ def _show(task: Task, workdir: Path, step: int) -> None:
         return
     params = workdirs.load_params(workdir, step)
     if task.pictures is not None:
-        for name, png in task.pictures(params).items():
+        draw = functools.partial(task.pictures, params)
+        for name, png in (reporting.drawn("a picture", draw) or {}).items():
             reporting.write_file(workdir / name, png)
     if task.demonstrate is not None:
         print(task.demonstrate(params))

@@ -2,6 +2,9 @@
 
 import io
 import math
+import os
+import subprocess
+import sys
 
 import matplotlib.colors
 import matplotlib.figure
@@ -178,3 +181,34 @@ def test_forecast_in_numbers(figures):
     assert axes.get_title() == "1 $step ahead"
     for color in ("black", BLUE, pictures.COLORS[4]):
         assert count_pixels(png, color) > 100
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "no_such_backend",
+        # A notebook's, which is not installed everywhere.
+        pytest.param(
+            "module://matplotlib_inline.backend_inline", marks=pytest.mark.slow
+        ),
+        pytest.param("svg", marks=pytest.mark.slow),
+    ],
+)
+def test_a_picture_needs_no_backend(named: str) -> None:
+    code = (
+        "import os; from lstm_jax import pictures;"
+        "print(pictures.to_png(pictures.make_figure(1.0, 1.0))[:4]);"
+        "import matplotlib; print(os.environ['MPLBACKEND']);"
+        "print(matplotlib.rcParams['backend'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MPLBACKEND": named, "DISPLAY": ""},
+    )
+    png, kept, backend = done.stdout.splitlines()
+    assert (png, kept) == (r"b'\x89PNG'", named)
+    # Whoever draws with pyplot besides has the backend that was named, or another.
+    assert backend == named if named == "svg" else backend != "no_such_backend"

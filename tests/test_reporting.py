@@ -241,6 +241,21 @@ def test_no_figure_stays_when_curves_are_drawn(tmp_path):
     assert gc.isenabled()
 
 
+def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "curves.png").write_bytes(b"before")
+
+    def fail(rows, title):
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr(reporting, "draw_curves", fail)
+    add_rows(tmp_path, [make_row(1)])
+    assert len(reporting.read_metrics(tmp_path)) == 1
+    assert (tmp_path / "curves.png").read_bytes() == b"before"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "curves.png is not drawn: RuntimeError: no font"
+    assert gc.isenabled()
+
+
 def test_curves_of_a_run_are_those_of_its_rows(tmp_path):
     rows = [make_row(10), make_row(10, "test")]
     add_rows(tmp_path, rows)

@@ -1,15 +1,17 @@
 """What the lab has found, as one HTML page that needs no other file and no network."""
 
 import base64
+import functools
 import html
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lstm_jax.flow_pictures import by_label
 from lstm_jax.lab import cost, drawing, examine
+from lstm_jax.reporting import drawn
 
 _LAGS = (1, 10, 25, 50, examine.STEPS - 1)
 _FASTER = 0.9  # of the cell's own time: below it autodiff is the better way
@@ -191,7 +193,7 @@ def _costs(costs: dict[str, Any]) -> str:
             f"{cost.HIDDEN}), measured in turn; memory is that of all devices."
         )
         + _table(heads, rows)
-        + _picture(drawing.draw_costs(costs), "Time of each cell beside lstm's")
+        + _picture(lambda: drawing.draw_costs(costs), "Time of each cell beside lstm's")
         + f"<p>The way that each cell is run:</p><pre>{_text(paths)}</pre>"
     )
 
@@ -217,7 +219,7 @@ def _learning(found: dict[str, Any], peers: dict[str, Any]) -> str:
         curves = {found["name"]: curve, **peers["curves"][problem]}
         parts.append(
             _picture(
-                drawing.draw_learning(problem, about, curves),
+                functools.partial(drawing.draw_learning, problem, about, curves),
                 f"Learning curves: {problem}",
             )
         )
@@ -251,7 +253,9 @@ def _flow(flows: dict[str, Any]) -> str:
             "characters: how much of a random change of h, or of a memory of that "
             "name, is left after so many steps (1: all)."
         )
-        + _picture(drawing.draw_gains(flows), "What is left of a change, over the lag")
+        + _picture(
+            lambda: drawing.draw_gains(flows), "What is left of a change, over the lag"
+        )
         + _table(heads, rows)
     )
 
@@ -292,8 +296,8 @@ def _table(
     return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
 
 
-def _picture(png: bytes, says: str) -> str:
-    data = base64.b64encode(png).decode()
+def _picture(draw: Callable[[], bytes], says: str) -> str:
+    data = base64.b64encode(drawn(says, draw) or b"").decode()
     return f'<img alt="{_text(says)}" src="data:image/png;base64,{data}">'
 
 
