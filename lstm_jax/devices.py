@@ -86,6 +86,9 @@ def use_cpus(count: int, batch_size: int) -> None:
     them, by default one.
 
     What a user has set (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`) stays.
+
+    Raises:
+      UserError: as of `all_devices`.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     untouched = "xla_force_host_platform_device_count" not in flags
@@ -95,6 +98,28 @@ def use_cpus(count: int, batch_size: int) -> None:
             count = max(count // processes.count(), 1)
         count = count or automatic_count(batch_size, allowed_cpus())
         jax.config.update("jax_num_cpu_devices", count)
+    all_devices()
+
+
+def all_devices() -> list[Any]:
+    """Return jax's devices.
+
+    Raises:
+      UserError: there are none of the platforms that `JAX_PLATFORMS` names.
+    """
+    config: Any = jax.config  # whose options have no types
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # as jax raises them for it
+        platforms = config.jax_platforms
+        if not platforms:
+            raise
+        reason = str(error).split(" (set JAX_PLATFORMS", maxsplit=1)[0]
+        raise UserError(
+            f"JAX_PLATFORMS={platforms}, and jax finds no such devices"
+            f"{reason and f' ({reason[:200]})'}: unset it, set it to cpu, or install "
+            "jax for these devices"
+        ) from None
 
 
 def make_mesh(count: int, batch_size: int, stored: int = 0, fsdp: bool = False) -> Mesh:
@@ -112,7 +137,7 @@ def make_mesh(count: int, batch_size: int, stored: int = 0, fsdp: bool = False) 
     Raises:
       UserError: there are not so many, or they do not divide the batch.
     """
-    devices = jax.devices()
+    devices = all_devices()
     if jax.process_count() > 1:
         # What is left out would be some process's all.
         if count not in (0, len(devices)) or batch_size % len(devices):

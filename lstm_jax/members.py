@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lstm_jax import steps
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
+from lstm_jax.devices import all_devices
 from lstm_jax.errors import UserError
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Examples, Task
@@ -101,7 +102,7 @@ def make_mesh(count: int, members: int) -> Mesh:
     Raises:
       UserError: there are not so many devices.
     """
-    devices = jax.devices()
+    devices = all_devices()
     if count > len(devices):
         raise UserError(
             f"devices.count={count} and there are {len(devices)}: ask for fewer, or "

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+from command_runs import assert_user_error, run_process
 from toy_runs import toy_config, toy_task
 
 from lstm_jax import devices, training, workdirs
@@ -131,3 +132,36 @@ def test_importing_the_library_starts_no_backend() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "3\n"
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError(), RuntimeError("Unknown backend: 'no such'")]
+)
+def test_platforms_that_are_not_there(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    platforms = jax.config.jax_platforms  # type: ignore
+    for make in (lambda: devices.use_cpus(0, 4), lambda: devices.make_mesh(0, 4)):
+        with pytest.raises(UserError) as raised:
+            make()
+        start = f"JAX_PLATFORMS={platforms}, and jax finds no such devices"
+        reason = f" ({error})" if str(error) else ""
+        assert str(raised.value).startswith(f"{start}{reason}: unset it")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
+def test_train_on_platforms_that_are_not_there(platforms: str, tmp_path: Path) -> None:
+    if platforms in {device.platform for device in jax.devices()}:
+        pytest.skip("they are")
+    done = run_process(
+        "train.py",
+        f"--workdir={tmp_path / 'run'}",
+        env=os.environ | {"JAX_PLATFORMS": platforms},
+    )
+    assert_user_error(done, f"JAX_PLATFORMS={platforms}, and jax finds no such devices")
+    assert not (tmp_path / "run").exists()
