@@ -121,4 +121,4 @@ def refused(run: prediction.Run, text: str) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, answers=True)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from logging import ERROR, LogRecord
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,6 +19,9 @@ from lstm_jax import processes
 from lstm_jax.config import Config
 from lstm_jax.data.files import local_path
 from lstm_jax.errors import Interrupted, UserError
+
+# What a shell says of a program that was ended because nobody reads its output.
+_SIGPIPE = 128 + 13
 
 
 def define_config(default: Path) -> "flags.FlagHolder[Config]":
@@ -49,8 +53,31 @@ def config_path() -> Path:
     """
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not path.is_file():
-        raise UserError(f"no config file {path}: see the folder configs")
+        raise UserError(_no_config(path))
     return path
+
+
+def _no_config(path: Path) -> str:
+    """That there is no such file, and where it may be."""
+    checkout = Path(__file__).parents[1]
+    there = checkout / path
+    if path.is_absolute():
+        return f"no config file {path}: see the folder {checkout / 'configs'}"
+    where = f"there is {there}" if there.is_file() else f"see {checkout / 'configs'}"
+    return f"no config file {path} in {Path.cwd()}: {where}"
+
+
+def _unread_config(argv: list[str], error: OSError) -> str:
+    """Why a config could not be read; the library has an error of its own for it."""
+    # The flag tells its file only where all was well.
+    given = re.findall(r"^--?config(?:=|\n)(.*)$", "\n".join(argv), re.MULTILINE)
+    path = Path(given[-1].partition(":")[0] if given else "")
+    if not path.is_file():
+        return _no_config(path)
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if cause.filename is None:
+        return f"--config={path} cannot be read ({cause})"
+    return f"--config={path}: cannot read {cause.filename} ({cause.strerror})"
 
 
 def changed_fields() -> set[str]:
@@ -58,16 +85,19 @@ def changed_fields() -> set[str]:
     return set(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def run(main: Callable[..., None], takes: str = "") -> None:
+def run(main: Callable[..., None], takes: str = "", answers: bool = False) -> None:
     """Parses the flags and calls `main`.
 
     Args:
       main: is called with the argument that is no flag, if it takes one.
       takes: what that argument is; "": there is none.
+      answers: `main` makes nothing but what it prints, and ends where nobody reads it
+        any more; else it goes on without.
 
     A `UserError`, or a flag or config field that does not exist, ends the program
     with one line on stderr and exit code 2.
     """
+    streams = _open_streams(answers)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -77,10 +107,7 @@ def run(main: Callable[..., None], takes: str = "") -> None:
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             _stop(str(error))
         except OSError as error:
-            _stop(
-                f"--config: cannot read {error.filename} ({error.strerror}; see the "
-                "folder configs)"
-            )
+            _stop(_unread_config(argv, error))
         except SyntaxError as error:
             _stop(f"--config: {error.filename}, line {error.lineno}: {error.msg}")
         except ImportError as error:
@@ -108,6 +135,7 @@ def run(main: Callable[..., None], takes: str = "") -> None:
         try:
             main(*argv[1:])
             processes.finish()
+            _flush(streams)
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # Ctrl-C before it trains, or twice
                 error = Interrupted(signal.SIGINT)
@@ -144,6 +172,93 @@ def _with_home(argument: str) -> str:
 
 def _is_no_error(record: LogRecord) -> bool:
     return record.levelno < ERROR
+
+
+class _Output(io.RawIOBase):
+    """Writes to a file descriptor; where that fails, what follows is dropped.
+
+    A run is worth more than what is shown of it. Where the reader has gone, as head
+    goes after its lines, that is no error.
+
+    Attributes:
+      problem: why not all was written, None where all was or the reader has gone.
+    """
+
+    def __init__(self, descriptor: int, ends: bool) -> None:
+        self._descriptor, self._ends = descriptor, ends
+        self.problem: str | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, content: Any) -> int | None:
+        try:
+            return os.write(self._descriptor, content)
+        except BlockingIOError:
+            return None  # what it means to the buffer above
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.problem = error.strerror
+            if self._ends:
+                os._exit(_SIGPIPE if self.problem is None else _unwritten(self.problem))
+            # For all that writes there, libraries in C among them.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._descriptor)
+            os.close(null)
+            return len(content)
+
+
+def _open_streams(answers: bool) -> list[_Output]:
+    """Lets stdout and stderr raise no errors; what was closed is there, and empty."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Or the next file that is opened, as a checkpoint's, would take its place
+            # and get what libraries in C write there.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:  # closed before Python began
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    opened = []
+    for descriptor, name in enumerate(("stdout", "stderr"), start=1):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):  # else a caller's own
+            stream.flush()
+            output = _Output(descriptor, answers and name == "stdout")
+            kept = io.TextIOWrapper(
+                io.BufferedWriter(output),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering or stream.write_through,
+            )
+            setattr(sys, name, kept)
+            opened.append(output)
+    return opened
+
+
+def _flush(streams: list[_Output]) -> None:
+    """Writes what is still to be written; ends the program where stdout took not all.
+
+    Without stdout there is no result to read, whatever else is done.
+    """
+    sys.stdout.flush()
+    for output in streams:
+        if output.problem is not None and output.fileno() == 1:
+            sys.exit(_unwritten(output.problem))
+
+
+def _unwritten(problem: str) -> int:
+    """Says why stdout was not written; the exit code."""
+    print(f"error: cannot write to stdout ({problem})", file=sys.stderr, flush=True)
+    return 2
 
 
 def _asks_for_help(argv: list[str]) -> bool:

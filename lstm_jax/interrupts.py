@@ -37,8 +37,7 @@ def noted() -> Iterator[Callable[[], int | None]]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
         restore()
-        # Not print: the signal may have come within one.
-        os.write(2, b"ends after the steps under way; once more: at once\n")
+        _say(b"ends after the steps under way; once more: at once\n")
 
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
@@ -56,7 +55,7 @@ def _forwarded() -> Iterator[None]:
 
     def forward(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        os.write(2, b"ends after the steps under way; once more: at once\n")
+        _say(b"ends after the steps under way; once more: at once\n")
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGINT, forward)
@@ -73,8 +72,14 @@ def exit_at_once() -> None:
     """
 
     def leave(number: int, frame: Any) -> None:
-        os.write(2, b"interrupted: the same command goes on\n")
+        _say(b"interrupted: the same command goes on\n")
         os._exit(128 + number)
 
     for number in _SIGNALS:
         signal.signal(number, leave)
+
+
+def _say(line: bytes) -> None:
+    """Writes to stderr; the signal may have ended whoever reads it, as it ends tee."""
+    with contextlib.suppress(OSError):
+        os.write(2, line)  # not print: the signal may have come within one

@@ -1,7 +1,10 @@
 """Tests of train.py: what a person at the command line meets."""
 
+import io
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +30,8 @@ from command_runs import (
     run_process,
     write,
 )
+
+from lstm_jax import command_line
 
 pytestmark = READS_CONFIG
 
@@ -413,3 +418,97 @@ def test_training_on_a_damaged_config(
         call("train.py", f"--workdir={workdir}", *TINY), "config.json is damaged"
     )
     assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("changed", [(), ("--config.num_steps=3",)])
+def test_a_config_of_the_checkout_from_another_folder(
+    changed: tuple[str, ...],
+    tmp_path: Path,
+    call: Callable[..., Finished],
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("train.py", "--config=configs/imdb_lstm.py", *changed)
+    assert_user_error(
+        done,
+        f"no config file configs/imdb_lstm.py in {tmp_path}: there is "
+        f"{ROOT / 'configs' / 'imdb_lstm.py'}",
+    )
+    done = call("flow.py", "--config", "no.py", *changed)
+    assert_user_error(done, f"no config file no.py in {tmp_path}: see {ROOT}/configs")
+    (tmp_path / "reads.py").write_text("def get_config():\n  return open('/no/file')")
+    done = call("train.py", "--config=reads.py", "--config.num_steps=3")
+    assert_user_error(done, "--config=reads.py")
+
+
+def test_output_that_nobody_reads_or_that_finds_no_room_is_dropped() -> None:
+    def write(descriptor: int) -> str | None:
+        output = command_line._Output(descriptor, ends=False)
+        with io.TextIOWrapper(io.BufferedWriter(output)) as stream:
+            for _ in range(3):
+                print("a line", file=stream, flush=True)
+        os.close(descriptor)
+        return output.problem
+
+    reads, writes = os.pipe()
+    os.close(reads)
+    assert write(writes) is None
+    reads, writes = os.pipe()
+    assert write(writes) is None
+    assert os.read(reads, 100) == b"a line\n" * 3
+    os.close(reads)
+    if Path("/dev/full").exists():
+        full = os.open("/dev/full", os.O_WRONLY)
+        assert write(full) == "No space left on device"
+
+
+# Prints lines until it is done, and says so in a file.
+PRINTS = """
+import sys
+from lstm_jax import command_line
+
+def main():
+    for _ in range(100_000):
+        print("line", flush=True)
+    open(sys.argv[0], "w").close()
+
+sys.argv = [sys.argv[1]]
+command_line.run(main, answers={answers})
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"), [(True, 141), pytest.param(False, 0, marks=pytest.mark.slow)]
+)
+def test_reader_that_goes_ends_what_answers_and_no_training(
+    answers: bool, code: int, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS.format(answers=answers), str(done)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == code
+    assert done.exists() == (not answers)
+
+
+@pytest.mark.slow
+def test_a_run_without_any_of_its_streams(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *TINY]
+    line = f"exec {shlex.join(command)} <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", line], check=False).returncode == 0
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 2, 4, 4]
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    full = run_process("predict.py", f"--workdir={workdir}", WORDS)
+    assert full.code == 0
