@@ -143,7 +143,7 @@ def lag_gains(
     of several rows the root mean square. That is what a random change of size 1
     becomes, as a root mean square: 1 of the identity, and of any rotation. One pass
     backward gives all lags, as |J|_F^2 / U is the mean of |J' q|^2 over random unit
-    vectors q.
+    vectors q. A complex unit counts as two, its real and its imaginary part.
 
     Args:
       recording: the run.
@@ -166,13 +166,16 @@ def lag_gains(
     if not chosen:
         raise ValueError(f"no array of the state is named {field!r}: {last._fields}")
     ends, parts = differentiable(last), pick(last, chosen)
-    sizes = [part[0].size for part in parts]
-    vectors = _unit_vectors(key, parts[0], sum(sizes), probes)
+    sizes = [part[0].size * (1 + jnp.iscomplexobj(part)) for part in parts]
+    vectors = _unit_vectors(key, parts[0].real, sum(sizes), probes)
     probes = len(vectors)
     bounds = list(itertools.accumulate(sizes))[:-1]
     vectors = jnp.split(vectors, bounds, axis=-1)
     zeros = jax.tree.map(lambda a: jnp.zeros((probes, *a.shape), a.dtype), last)
-    shaped = [v.reshape(probes, *a.shape) for v, a in zip(vectors, parts, strict=True)]
+    shaped = [
+        _as_complex(v, a).reshape(probes, *a.shape)
+        for v, a in zip(vectors, parts, strict=True)
+    ]
     start = pick(put(zeros, chosen, shaped), ends)
     within = [ends.index(leaf) for leaf in chosen]
 
@@ -199,6 +202,14 @@ def _unit_vectors(
         return jnp.broadcast_to(axes, (units, batch, units))
     vectors = jax.random.orthogonal(key, units, (batch,), like.dtype, m=probes)
     return jnp.moveaxis(vectors, -1, 0)
+
+
+def _as_complex(vectors: Array, like: Array) -> Array:
+    """Vectors of real and imaginary parts as complex ones, where `like` is complex."""
+    if not jnp.iscomplexobj(like):
+        return vectors
+    real, imaginary = jnp.split(vectors, 2, axis=-1)
+    return lax.complex(real, imaginary)
 
 
 def loss_gradients(
@@ -268,7 +279,12 @@ def _pull(
 
 def _square(arrays: list[Array], axes: int) -> Array:
     """The sum of squares over all axes but the first ones."""
-    flat = [jnp.square(a).reshape(*a.shape[:axes], -1) for a in arrays]
+    flat = [
+        (jnp.square(jnp.abs(a)) if jnp.iscomplexobj(a) else jnp.square(a)).reshape(
+            *a.shape[:axes], -1
+        )
+        for a in arrays
+    ]
     return jnp.sum(jnp.concatenate(flat, axis=-1), axis=-1)
 
 

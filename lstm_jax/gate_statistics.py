@@ -53,7 +53,7 @@ def saturation(recording: Recording) -> dict[str, Saturation]:
         found: list[tuple[str, Saturation]] = []
 
         def see(primitive: str, values: Any) -> None:
-            if primitive in _SQUASHING:
+            if primitive in _SQUASHING and not jnp.iscomplexobj(values[0]):
                 name, low, high = _SQUASHING[primitive]
                 value = values[0].astype(jnp.float32)
                 shares = Saturation(jnp.mean(value < low), jnp.mean(value > high))
@@ -114,7 +114,7 @@ def time_constants(
             new.append(total + jnp.sum(kept, axis=0))
         return new, None
 
-    zeros = [jnp.zeros(a.shape[1:], a.dtype) for a in pick(recording.last, leaves)]
+    zeros = [jnp.zeros(a.shape[1:], a.real.dtype) for a in pick(recording.last, leaves)]
     sums, _ = lax.scan(of_step, zeros, recording.steps)
     of_leaf, found = dict(zip(leaves, sums, strict=True)), {}
     for name, own in fields.items():
@@ -150,5 +150,5 @@ def _diagonal(
 
     # Of a diagonal matrix D any signs s give s * (D s), its diagonal; of another one
     # that is its mean.
-    signs = jax.random.rademacher(key, old.shape, old.dtype)
+    signs = jax.random.rademacher(key, old.shape, old.real.dtype).astype(old.dtype)
     return signs * jax.jvp(new, (old,), (signs,))[1]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,10 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
     shrinks the steps where gradients are as small as epsilon, as those of the early
     steps of a long sequence are.
 
+    A complex entry is one parameter: the second moment is that of |g|, so its real and
+    imaginary parts have one step size. The gradient is the direction of steepest
+    ascent, see `with_conjugates`.
+
     References:
       Kingma and Ba, Adam: a method for stochastic optimization, ICLR 2015, the last
       paragraph of section 2 ("epsilon hat").
@@ -62,7 +67,8 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
         zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+        nu = jax.tree.map(jnp.real, zeros)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, nu)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: object = None
@@ -71,7 +77,7 @@ def scale_by_adam(epsilon: float) -> optax.GradientTransformation:
         assert isinstance(state, optax.ScaleByAdamState)
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         # 1 - b**count, which rounds badly where b**count is near 1.
         lack1, lack2 = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
         scale = jnp.sqrt(lack2) / lack1
@@ -126,6 +132,29 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def with_conjugates(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer of what `jax.grad` gives for complex parameters.
+
+    For a loss L of z = x + iy, `jax.grad` gives dL/dx - i dL/dy. The steepest ascent is
+    dL/dx + i dL/dy, its conjugate, and that is what the optimizer is given. Real
+    gradients stay as they are, and so does the optimizer's state.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        ascent = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, updates)
+        return inner.update(ascent, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def make_optimizer(
     config: Config, num_steps: int, rate: Float[Array, ""] | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -134,6 +163,8 @@ def make_optimizer(
     `adam` and `adamw` are Keras's, see `scale_by_adam`.
     `rmsprop` is Keras's: decay 0.9, epsilon inside the root, mean square from 0.
     `rmsprop_tf1` is TensorFlow 1's: epsilon 1e-10 inside the root, mean square from 1.
+    All of them take the gradients that `jax.grad` gives, of complex parameters too; a
+    complex entry is one parameter, whose mean square is that of its absolute value.
 
     Args:
       config: the group `optimizer`.
@@ -191,4 +222,4 @@ def make_optimizer(
         )
     if config.skip_nonfinite:
         optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
-    return optax.with_extra_args_support(optimizer)
+    return with_conjugates(optimizer)

@@ -85,7 +85,8 @@ def record(
     xs = jnp.take_along_axis(xs, jnp.expand_dims(order, -1), axis=1)
     xs = jnp.where(jnp.expand_dims(valid, -1), xs, 0)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
-        xs = xs.astype(jax.tree.leaves(params)[0].dtype)
+        types = [leaf.dtype for leaf in jax.tree.leaves(params)]
+        xs = xs.astype(next(d for d in types if jnp.issubdtype(d, jnp.floating)))
     last, _, after = unroll(
         cell, params, xs, first, mask=valid, resets=begins, return_carries=True
     )

@@ -102,12 +102,13 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
 
     Raises:
       UserError: it takes neither, its state has no batch or does not keep its shapes,
-        or its outputs are not [B, Y].
+        its outputs are not [B, Y], or it has complex numbers.
     """
     cell, wrong = own.make(hidden_size), None
     for tried in (features, hidden_size):
         try:
-            before = _shapes(lambda key, n=tried: _begin(cell, key, n))[1]
+            begun = _shapes(lambda key, n=tried: _begin(cell, key, n))
+            before = begun[1]
             bare = _without_batch(before)
             given = None if bare else _shapes(lambda key, n=tried: _step(cell, key, n))
         except (Exception, SystemExit) as error:
@@ -119,6 +120,7 @@ def features_of(own: OwnCell, hidden_size: int, features: int) -> int:
                 f"[batch, ...], got {bare}"
             )
         _check_step(own, before, given)
+        _check_real(own, begun)
         return tried
     assert wrong is not None
     raise UserError(f"{own.name}: a step fails: {said(wrong)}") from wrong
@@ -174,6 +176,16 @@ def _check_step(own: OwnCell, before: Any, given: Any) -> None:
         raise UserError(
             f"{own.name}: its step outputs {y}: the lab takes one array [B, Y]"
         )
+
+
+def _check_real(own: OwnCell, begun: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(begun):
+        if jnp.iscomplexobj(leaf):
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            raise UserError(
+                f"{own.name}: {name} is {leaf.dtype}: the lab checks real numbers, so "
+                "keep its real and its imaginary part as two arrays"
+            )
 
 
 def check_sizes(own: OwnCell, one: int, other: int, features: int) -> None:

@@ -20,7 +20,7 @@ from lstm_jax.cells import Cell, Noise, Params
 from lstm_jax.data.text import build_vocabulary, encode, read_text, split_words
 from lstm_jax.data.windows import windows
 from lstm_jax.models import SequenceClassifier, SequenceTagger
-from lstm_jax.optimizers import clip_by_global_norm
+from lstm_jax.optimizers import clip_by_global_norm, with_conjugates
 from lstm_jax.unroll import unroll
 
 SEEDS = 3
@@ -249,8 +249,8 @@ def learn(trial: Trial, cell: Cell, seeds: int = SEEDS) -> Iterator[tuple[int, A
       (the fable: on the same ones). The first is of untrained parameters.
     """
     model, every = trial.model(cell), trial.num_steps // POINTS
-    optimizer = optax.chain(
-        clip_by_global_norm(CLIP_NORM), optax.adam(trial.learning_rate)
+    optimizer = with_conjugates(
+        optax.chain(clip_by_global_norm(CLIP_NORM), optax.adam(trial.learning_rate))
     )
 
     def mean_loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Array:
