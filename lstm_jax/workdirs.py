@@ -21,6 +21,7 @@ from lstm_jax.identity import Identity
 from lstm_jax.locks import locked
 from lstm_jax.members import members_of
 from lstm_jax.reporting import write_file
+from lstm_jax.tasks.task import VOCABULARY_FILE
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
@@ -176,12 +177,23 @@ def _check_folder(
                 f"{workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing)}: {other}"
             )
-        for name, content in files.items():
-            path = workdir / name
-            if path.exists() and path.read_bytes() != content.encode():
-                raise UserError(
-                    f"{workdir} holds a run on other data ({name} differs): {other}"
-                )
+        differing = [
+            name
+            for name, content in files.items()
+            if (workdir / name).exists()
+            and (workdir / name).read_bytes() != content.encode()
+        ]
+        if VOCABULARY_FILE in differing and _spelling_differs(
+            workdir / VOCABULARY_FILE, files[VOCABULARY_FILE]
+        ):
+            raise UserError(
+                f"{workdir} holds a run that reads text by an earlier normalizer: "
+                f"make_task takes that folder as well, to go on with it; or {other}"
+            )
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run on other data ({differing[0]} differs): {other}"
+            )
         stored = None if computed is None else identity.read(workdir)
         if stored and computed and (held := identity.difference(stored, computed)):
             raise UserError(f"{workdir} holds {held}: {other}")
@@ -218,6 +230,14 @@ def _say_if_not_compared(workdir: Path, computed: Identity) -> None:
         f"model, loss and data were not compared with those in {workdir}: {why}",
         file=sys.stderr,
     )
+
+
+def _spelling_differs(path: Path, vocabulary: str) -> bool:
+    try:
+        stored = json.loads(path.read_bytes())["normalizer"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # damaged
+    return stored != json.loads(vocabulary)["normalizer"]
 
 
 def _other(workdir: Path) -> str:

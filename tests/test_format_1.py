@@ -119,7 +119,7 @@ def test_run_goes_on(workdir: Path) -> None:
     config = workdirs.read_config(workdir)
     before = read_metrics(workdir)
     config.num_steps = 260
-    result = training.fit(config, make_task(config), workdir)
+    result = training.fit(config, make_task(config, workdir), workdir)
     rows = read_metrics(workdir)
     assert rows[: len(before)] == before
     assert [(row["step"], row["split"]) for row in rows[len(before) :]] == [

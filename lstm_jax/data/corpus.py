@@ -111,13 +111,17 @@ def _web_traffic() -> Corpus:
 def _own_file(data: Config, normalizer: Normalizer | None) -> Corpus:
     columns = data.text_column, data.label_column
     texts, labels = tables.read_labelled(data.path, *columns)
+    test_texts, test_labels = [], []
+    if data.test_path:
+        test_texts, test_labels = tables.read_labelled(data.test_path, *columns)
+    names = spelling.first_spellings([*labels, *test_labels])
+    labels, test_labels = ([names[n] for n in part] for part in (labels, test_labels))
     if len(set(labels)) == 1:
         raise UserError(
             f"{data.path}: all labels are {reprlib.repr(labels[0])} in column "
             f"{data.label_column!r}; a classifier needs at least two classes"
         )
     if data.test_path:
-        test_texts, test_labels = tables.read_labelled(data.test_path, *columns)
         unknown = sorted(set(test_labels) - set(labels))
         if unknown:
             raise UserError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lstm_jax.data import spelling
 from lstm_jax.data.files import holds_rows, read_records, read_utf8
 from lstm_jax.data.waves import waves
 from lstm_jax.errors import UserError
@@ -169,12 +170,13 @@ def _place(path: str, header: list[str], column: str) -> int:
                 "the columns: put one above them"
             )
         return len(header) - 1
-    if header.count(column) != 1:
-        wrong = "two columns" if column in header else "no column"
+    found = spelling.places(column, header)
+    if len(found) != 1:
+        wrong = "two columns" if found else "no column"
         raise UserError(
             f"{path}, line 1: {wrong} {column!r}; there are {names}: set data.column"
         )
-    return header.index(column)
+    return found[0]
 
 
 def _number(path: str, line: int, column: str, cell: str) -> float:

@@ -5,11 +5,11 @@ as `e` and an accent, `don't` with either apostrophe, `３` and `٣` for 3.
 """
 
 import json
-import unicodedata
+from collections.abc import Iterable, Sequence
 
-from tokenizers import Regex, Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import NFC, NFKC, Lowercase, Normalizer, Replace, Sequence
+from tokenizers.normalizers import NFC, NFKC, Lowercase, Normalizer, Replace
 
 # Soft hyphen, joiners of words and of accents, marks of direction, the byte order mark,
 # and what chooses between two pictures of one sign. Not the joiners of letters (U+200C,
@@ -52,7 +52,7 @@ def words(lowercase: bool) -> Normalizer:
         Replace(
             Regex(
                 rf"(?<=\p{{Nd}})(?={'|'.join(_AFTER_DIGITS)})|"
-                rf"(?<=\p{{L}})(?={'|'.join(_AFTER_LETTERS)})"
+                rf"(?<=[\p{{L}}\p{{M}}])(?={'|'.join(_AFTER_LETTERS)})"
             ),
             " ",
         ),
@@ -73,7 +73,7 @@ def words(lowercase: bool) -> Normalizer:
         steps += [Lowercase(), Replace("i\u0307", "i")]
     # Last: letters and accents may have come together, and there are letters with an
     # accent that exist in lower case alone.
-    return Sequence([*steps, NFC()])
+    return normalizers.Sequence([*steps, NFC()])
 
 
 def tokens() -> Normalizer:
@@ -85,12 +85,38 @@ def tokens() -> Normalizer:
     ['10_2', 'men']
     """
     apart = Replace(Regex(r"\s+"), "\n")
-    return Sequence([apart, words(lowercase=False), Replace(" ", "_")])
+    return normalizers.Sequence([apart, words(lowercase=False), Replace(" ", "_")])
 
 
-def characters() -> Normalizer:
-    """Return the normalizer of text that is split into characters, kept as they are."""
-    return Sequence([_any_of(_INVISIBLE, ""), NFC()])
+def characters(known: str = "") -> Normalizer:
+    """Return the normalizer of text that is split into characters.
+
+    Its signs stay, so that what is generated has them. Quotes, hyphens and spaces that
+    the text lacks are read as those that it has.
+
+    >>> characters("it's").normalize_str("it’s"), characters("it’s").normalize_str("'")
+    ("it's", '’')
+
+    Args:
+      known: the text that the vocabulary is made of.
+    """
+    has = set(known)
+    steps = [_any_of(_INVISIBLE, ""), NFC()]
+    for plain, others in (
+        ("'", f"{_APOSTROPHES}\uff07\u2032\u00b4"),
+        ('"', f"{_QUOTES}\uff02"),
+        ("-", f"{_HYPHENS}\u2011"),
+        (" ", "\u00a0\u2009\u202f"),
+        ("...", "…"),
+    ):
+        lacking = [sign for sign in others if sign not in has]
+        if lacking and has.issuperset(plain):
+            steps.append(_any_of(lacking, plain))
+    if "'" not in has and "\u2019" in has:
+        steps.append(Replace("'", "\u2019"))
+    if '"' not in has and has.issuperset("“”"):
+        steps += [Replace(Regex(r'(?<!\S)"'), "“"), Replace('"', "”")]
+    return normalizers.Sequence(steps)
 
 
 def stored_or(stored: Tokenizer | None, normalizer: Normalizer) -> Normalizer | None:
@@ -106,9 +132,26 @@ def as_json(normalizer: Normalizer | None) -> str:
     return json.dumps(json.loads(vocabulary.to_str())["normalizer"])
 
 
-def same(text: str) -> str:
-    """Return what names are compared by: of a class, of a column."""
-    return unicodedata.normalize("NFC", text.translate(dict.fromkeys(_INVISIBLE_CODES)))
+def first_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Return of each name the first that a reader takes for the same.
+
+    >>> first_spellings(["ﬁne", "poor", "fine"])
+    {'ﬁne': 'ﬁne', 'poor': 'poor', 'fine': 'ﬁne'}
+    """
+    first: dict[str, str] = {}
+    return {name: first.setdefault(_same(name), name) for name in dict.fromkeys(names)}
+
+
+def places(name: str, names: Sequence[str]) -> list[int]:
+    """Return where a name stands, or else what a reader takes for the same."""
+    exact = [i for i, other in enumerate(names) if other == name]
+    same = _same(name)
+    return exact or [i for i, other in enumerate(names) if _same(other) == same]
+
+
+def is_visible(text: str) -> bool:
+    """Tell whether there is more than spaces and characters that nobody sees."""
+    return bool(text.translate(_NOTHING).strip())
 
 
 def _any_of(characters: str | list[str], replacement: str) -> Normalizer:
@@ -116,4 +159,9 @@ def _any_of(characters: str | list[str], replacement: str) -> Normalizer:
     return Replace(Regex("|".join(characters)), replacement)
 
 
-_INVISIBLE_CODES = [ord(character) for character in _INVISIBLE]
+_NOTHING = dict.fromkeys(map(ord, _INVISIBLE))
+_WORDS = words(lowercase=False)
+
+
+def _same(name: str) -> str:
+    return _WORDS.normalize_str(name).strip()

@@ -1,6 +1,7 @@
 """Text as a stream of symbols, cut into rows that go on from batch to batch."""
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,12 +69,15 @@ def read_streams(data: Config, stored: Tokenizer | None = None) -> Streams:
                 "at 0"
             )
         text = read_text(data.path)
+        if stored is None or stored.normalizer is not None:
+            # Else the cut would depend on the form.
+            text = unicodedata.normalize("NFC", text)
         cut = round(len(text) * (1 - HELD_OUT))
         space = _SPACE.search(text, cut)
         if data.level == "word" and space is not None:  # not inside of one
             cut = space.start()
-        pattern, normalizer = _rule(data.level, stored, lowercase=False)
         parts = text[:cut], text[cut:]
+        pattern, normalizer = _rule(data.level, stored, parts[0], lowercase=False)
         vocabulary = reviews.train_vocabulary(
             pieces(parts[0]), pattern, None, normalizer
         )
@@ -112,7 +116,7 @@ def _imdb(data: Config, stored: Tokenizer | None) -> tuple[Tokenizer, Ragged, Ra
     if count < 2:
         raise UserError(f"data.limit={data.limit}: at least 2 texts are needed")
     kept = min(round(count * (1 - HELD_OUT)), count - 1)
-    pattern, normalizer = _rule(data.level, stored, lowercase=True)
+    pattern, normalizer = _rule(data.level, stored, "", lowercase=True)
 
     def encode() -> dict[str, np.ndarray]:
         texts, _ = sources.read_texts(opened["texts"], count)
@@ -139,11 +143,11 @@ def _imdb(data: Config, stored: Tokenizer | None) -> tuple[Tokenizer, Ragged, Ra
 
 
 def _rule(
-    level: str, stored: Tokenizer | None, *, lowercase: bool
+    level: str, stored: Tokenizer | None, text: str, *, lowercase: bool
 ) -> tuple[str, Normalizer | None]:
     """The pattern of a symbol, and what the text goes through before it is split."""
     if level == "char":
-        return CHARACTERS, spelling.stored_or(stored, spelling.characters())
+        return CHARACTERS, spelling.stored_or(stored, spelling.characters(text))
     return WORDS, spelling.stored_or(stored, spelling.words(lowercase))
 
 

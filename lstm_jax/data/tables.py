@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from lstm_jax.data import spelling
 from lstm_jax.data.files import Record, holds_rows, read_records, read_utf8
 from lstm_jax.errors import UserError
 
@@ -59,7 +60,7 @@ def read_labelled(
     for line, text, label in readers[ending](
         path, _contents(path), text_column, label_column
     ):
-        if not label.strip():
+        if not spelling.is_visible(label):
             raise UserError(f"{path}, line {line}: the label is empty")
         texts.append(text)
         labels.append(label.strip())
@@ -136,14 +137,17 @@ def _delimited_rows(path: str, text: str, text_column: str, label_column: str) -
     if not records:
         raise UserError(f"{path} is empty: it needs a header row that names columns")
     line, header, _ = records.pop(0)
+    at = []
     for column in (text_column, label_column):
-        if header.count(column) != 1:
-            wrong = "two columns" if column in header else "no column"
+        found = spelling.places(column, header)
+        at += found
+        if len(found) != 1:
+            wrong = "two columns" if found else "no column"
             raise UserError(
                 f"{path}, line {line}: {wrong} {column!r}; there are "
                 f"{_named(header)}: set data.text_column and data.label_column"
             )
-    at_text, at_label = header.index(text_column), header.index(label_column)
+    at_text, at_label = at
     for line, row in _rows_apart(path, records, delimiter, len(header), at_label):
         if len(row) != len(header):
             raise UserError(
@@ -205,13 +209,22 @@ def _json_rows(path: str, text: str, text_column: str, label_column: str) -> Row
                 f"{path}, line {line}: {_short(row)} is no object; a line looks like "
                 f'{{"{text_column}": "...", "{label_column}": "..."}}'
             )
+        values = []
         for column in (text_column, label_column):
-            if column not in row:
+            names = [*row]
+            found = (
+                [column]
+                if column in row
+                else [names[i] for i in spelling.places(column, names)]
+            )
+            if len(found) != 1:
+                wrong = "two keys" if found else "no key"
                 raise UserError(
-                    f"{path}, line {line}: no key {column!r}; there are "
+                    f"{path}, line {line}: {wrong} {column!r}; there are "
                     f"{_named(list(row))}: set data.text_column and data.label_column"
                 )
-        value, label = row[text_column], row[label_column]
+            values.append(row[found[0]])
+        value, label = values
         if not isinstance(value, str):
             raise UserError(
                 f"{path}, line {line}: {text_column!r} is {_short(value)}, not a string"

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from lstm_jax.config import Config
-from lstm_jax.data import reviews
+from lstm_jax.data import reviews, spelling
 from lstm_jax.data.brackets import Tagged, brackets
 from lstm_jax.data.corpus import TEST_SHARE
 from lstm_jax.data.files import read_utf8
@@ -39,6 +39,12 @@ def load_tagged(data: Config) -> tuple[Tagged, Tagged]:
             "words and labels"
         )
     tagged = read_tagged(path)
+    test = read_tagged(test_path) if test_path else Tagged([], [])
+    names = spelling.first_spellings(flat(tagged.labels + test.labels))
+    tagged, test = (
+        part._replace(labels=[[names[n] for n in row] for row in part.labels])
+        for part in (tagged, test)
+    )
     if not test_path:
         if len(tagged.words) == 1:
             raise UserError(
@@ -46,7 +52,6 @@ def load_tagged(data: Config) -> tuple[Tagged, Tagged]:
                 "lines between sequences, or name another file in data.test_path"
             )
         return hold_out_sequences(tagged, TEST_SHARE, seed=0)
-    test = read_tagged(test_path)
     unknown = sorted(set(flat(test.labels)) - set(flat(tagged.labels)))
     if unknown:
         raise UserError(
@@ -77,8 +82,9 @@ def read_tagged(path: str) -> Tagged:
         fields = [field.strip() for field in row.split("\t")]
         if len(fields) != 2:
             wrong = f"{len(fields) - 1} tabs, where one parts a word and its label"
-        elif not all(fields):
-            wrong = f"the {'label' if fields[0] else 'word'} is empty"
+        elif not all(map(spelling.is_visible, fields)):
+            empty = "label" if spelling.is_visible(fields[0]) else "word"
+            wrong = f"the {empty} is empty"
         elif len(fields[0].split()) > 1:
             wrong = f"the word {reprlib.repr(fields[0])} holds a space: part it by _"
         else:
