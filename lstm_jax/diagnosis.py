@@ -25,6 +25,7 @@ class Finding(NamedTuple):
       time: step of the sequence; None where it belongs to none.
       bucket: of the batch.
       indices: of the batch's examples in their bucket; -1 for what pads it.
+      advice: what to set or to mend.
     """
 
     step: int
@@ -33,6 +34,16 @@ class Finding(NamedTuple):
     time: int | None
     bucket: int
     indices: list[int]
+    advice: str
+
+
+# What is advised where neither the data nor the model's start is to blame.
+SMALLER_STEPS = (
+    "lower optimizer.learning_rate, set optimizer.clip_norm, or leave such updates out "
+    "by optimizer.skip_nonfinite"
+)
+# Inputs beyond it saturate every gate, and their squares soon overflow.
+_LARGE = 1e6
 
 
 def find(
@@ -95,29 +106,82 @@ def _explain(
     key = jax.random.fold_in(keys.noise, state.step)
     padded = np.where(np.asarray(weight) > 0, np.asarray(chosen), -1)
 
-    def loss(params: Params) -> jax.Array:
+    def loss(params: Params, batch: PyTree) -> jax.Array:
         sums, _ = stepping.task.loss(params, batch, weight, key, state.carry)
         return sums["loss"] / sums["count"]
 
-    def found(where: str, at: tuple[int | None, int | None] = (None, None)) -> Finding:
+    def found(
+        where: str,
+        at: tuple[int | None, int | None] = (None, None),
+        advice: str | None = None,
+    ) -> Finding:
+        if advice is None:
+            advice = _standardise(batch) + SMALLER_STEPS
         number = int(state.step) + 1
-        return Finding(number, where, *at, bucket, padded.tolist())
+        return Finding(number, where, *at, bucket, padded.tolist(), advice)
 
-    for path, leaf in _leaves(batch):
-        if (at := _first(leaf)) is not None:
-            return found(f"the batch's {path}", at)
-    outputs = _module_outputs(lambda: loss(state.params))
+    for path, leaf in _leaves(state.params):
+        if _first(leaf) is not None:  # what is saved later on is finite
+            advice = "mend what the task's init, or the run of --init_from, gives"
+            return found(f"{path} before the first update", advice=advice)
+    losses = jax.jit(jax.value_and_grad(loss))
+    # Padding may hold anything: is all finite without what is not in the batch?
+    mended = losses(state.params, jax.tree.map(_zeroed, batch))
+    if all(_first(leaf) is None for leaf in jax.tree.leaves(mended)):
+        for path, leaf in _leaves(batch):
+            if (at := _first(leaf)) is not None:
+                several = len(stepping.task.examples) > 1
+                whose = f"bucket {bucket} of the " if several else "the "
+                advice = _mend(path, leaf, at, padded, whose)
+                return found(f"the batch's {path}", at, advice)
+    outputs = _module_outputs(lambda: loss(state.params, batch))
     for path, leaf, reverse in outputs:
         if (at := _first(leaf, reverse)) is not None:
             return found(f"the output of {path or 'the model'}", at)
-    if not jnp.isfinite(loss(state.params)):
+    value, gradient = losses(state.params, batch)
+    if not jnp.isfinite(value):
         return found("the loss")
     order = [path for path, *_ in outputs]
-    gradient = jax.grad(loss)(state.params)
     for path, leaf in sorted(_leaves(gradient), key=lambda of: _rank(of[0], order)):
         if _first(leaf) is not None:
             return found(f"the gradient of {path}")
     return found("the update of the parameters")
+
+
+def _zeroed(array: Any) -> Any:
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return jnp.where(jnp.isfinite(array), array, 0)
+
+
+def _mend(
+    path: str,
+    array: Any,
+    at: tuple[int | None, int | None],
+    indices: np.ndarray,
+    whose: str,
+) -> str:
+    """Advice about a number of the data: which one of the task's arrays it is."""
+    array, known = np.asarray(array), [i for i in at if i is not None]
+    rest = np.argwhere(~np.isfinite(array[tuple(known)]))[0].tolist()
+    place = ", ".join(map(str, [indices[known[0]], *known[1:], *rest]))
+    return (
+        f"{path}[{place}] of {whose}training data is {array[*known, *rest]}: mend that "
+        "number, mask its step, or leave such updates out by optimizer.skip_nonfinite"
+    )
+
+
+def _standardise(batch: PyTree) -> str:
+    """Advice about inputs of another order than a model's; "": there are none."""
+    for path, leaf in _leaves(batch):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            largest = float(jnp.max(jnp.abs(_zeroed(leaf)), initial=0))
+            if largest > _LARGE:
+                return (
+                    f"the batch's {path} are as large as {largest:.3g}: standardise "
+                    "them (mean 0, deviation 1); or "
+                )
+    return ""
 
 
 def _per_epoch(stepping: Stepping) -> int:
@@ -155,13 +219,12 @@ def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _first(array: Any, reverse: bool = False) -> tuple[int | None, int | None] | None:
     """Row and time of the first number that is not finite; None: there is none."""
-    array = np.asarray(array, np.float64)
-    bad = ~np.isfinite(array)
+    bad: np.ndarray = np.asarray(~jnp.isfinite(array))
     if not bad.any():
         return None
-    if array.ndim < 2:
-        return (int(bad.argmax()), None) if array.ndim else (None, None)
-    if array.ndim == 2:
+    if bad.ndim < 2:
+        return (int(bad.argmax()), None) if bad.ndim else (None, None)
+    if bad.ndim == 2:
         return int(bad.any(1).argmax()), None
     at_time = bad.reshape(*bad.shape[:2], -1).any(-1)
     times = np.flatnonzero(at_time.any(0))

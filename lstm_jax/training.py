@@ -410,7 +410,9 @@ def _where_not_finite(
     found = diagnosis.find(stepping, keys, state, examples, last, run)
     if found is None:
         what = f"between steps {begun} and {last}, and not when they are run again"
+        advice = diagnosis.SMALLER_STEPS
     else:
+        advice = found.advice
         path = workdir / "not_finite.json"
         if processes.leads():
             reporting.write_file(path, json.dumps(found._asdict()) + "\n")
@@ -421,9 +423,7 @@ def _where_not_finite(
         what = f"at step {found.step}, first in {where} (the batch is in {path})"
     kept = f"the checkpoint of step {begun} is kept" if begun else "nothing was saved"
     return UserError(
-        f"numbers are not finite {what}; {kept}: lower optimizer.learning_rate, set "
-        "optimizer.clip_norm, or leave such updates out by optimizer.skip_nonfinite, "
-        "in another --workdir"
+        f"numbers are not finite {what}; {kept}: {advice}, in another --workdir"
     )
 
 

@@ -1,6 +1,7 @@
 """Runs whose numbers cease to be finite: where that is told, and what is kept."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,11 @@ def test_an_input(tmp_path: Path, value: float) -> None:
     """A batch with it is named, with the example; what was saved before stays."""
     task, at = task_with(value, at=7), 7
     config = toy_config(**{"checkpoint.every": 1, "report.every": 20})
-    with pytest.raises(UserError, match=r"first in the batch's inputs, row .*, time 2"):
+    advice = re.escape(f"inputs[7, 2, 0] of the training data is {value}: mend that")
+    first = r"first in the batch's inputs, row \d, time 2 "
+    with pytest.raises(UserError, match=f"{first}.*{advice}") as raised:
         training.fit(config, task, tmp_path)
+    assert "learning_rate" not in str(raised.value)
     found = told(tmp_path)
     assert found["indices"][found["row"]] == at
     assert found["time"] == 2
@@ -140,7 +144,8 @@ def test_a_gradient(tmp_path: Path) -> None:
 
     params = {"v": jnp.ones(()), "w": jnp.zeros(())}
     task = toy_task()._replace(init=lambda key: params, loss=loss)
-    with pytest.raises(UserError, match="at step 1, first in the gradient of w"):
+    want = "at step 1, first in the gradient of w .*: lower optimizer.learning_rate"
+    with pytest.raises(UserError, match=want):
         training.fit(toy_config(), task, tmp_path)
 
 
@@ -156,6 +161,53 @@ def test_with_buckets(tmp_path: Path) -> None:
     bucket = task.examples[found["bucket"]]
     example = bucket["inputs"][found["indices"][found["row"]]]
     assert np.isnan(example).any()
+
+
+def test_a_target_of_a_task_of_ones_own(tmp_path: Path) -> None:
+    def loss(params: Any, examples: Any, weight: Any, key: Any, carry: Any) -> Any:
+        apart = examples["x"] * params["w"] - examples["target"]
+        losses = weight * jnp.sum(apart**2, axis=1)
+        return {"count": jnp.sum(weight), "loss": jnp.sum(losses)}, carry
+
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    target = x.copy()
+    target[4, 1] = -np.inf
+    task = toy_task()._replace(
+        init=lambda key: {"w": jnp.zeros(())},
+        loss=loss,
+        examples=({"x": x, "target": target},),
+    )
+    want = r"the batch's target, row \d .*target\[4, 1\] of the training data is -inf:"
+    with pytest.raises(UserError, match=want):
+        training.fit(toy_config(), task, tmp_path)
+    # Finite, and so large that its square is not.
+    x[4, 1], target[4, 1] = 3e30, 0
+    want = r"first in the loss .*: the batch's x are as large as 3e\+30: standard"
+    with pytest.raises(UserError, match=want):
+        training.fit(toy_config(), task, tmp_path / "large")
+
+
+def test_parameters_that_begin_not_finite(tmp_path: Path) -> None:
+    task = toy_task()
+    begun = task.init(jax.random.key(0))
+    begun["head"]["bias"] = begun["head"]["bias"].at[1].set(jnp.nan)
+    task = task._replace(init=lambda key: begun)
+    want = "first in head/bias before the first update .*: mend what the task's init"
+    with pytest.raises(UserError, match=want):
+        training.fit(toy_config(), task, tmp_path)
+
+
+def test_padding_is_not_blamed(tmp_path: Path) -> None:
+    """Padding holds no number, which does no harm; the rate is what does."""
+    task = ragged_task(1, cells=(lj.simple_rnn(3),))
+    (examples,) = task.examples
+    inputs = examples["inputs"].copy()
+    inputs[np.arange(inputs.shape[1]) >= examples["lengths"][:, None]] = np.nan
+    task = task._replace(examples=({**examples, "inputs": inputs},))
+    config = toy_config(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e38})
+    with pytest.raises(UserError, match=r": lower optimizer\.learning_rate") as raised:
+        training.fit(config, task, tmp_path)
+    assert "the batch's inputs" not in str(raised.value)
 
 
 def test_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
