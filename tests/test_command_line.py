@@ -103,6 +103,7 @@ def test_workdir_holds_the_run(trained: Trained) -> None:
         "checkpoints",
         "config.json",
         "curves.png",
+        "identity.json",
         "metrics.jsonl",
         "summary.txt",
         "vocabulary.json",
