@@ -156,7 +156,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "empty").mkdir()
     (folder / "foreign").mkdir()
-    (folder / "foreign" / "thesis.txt").write_text("years of work")
+    (folder / "foreign" / "summary.txt").write_text("years of work")
     return folder
 
 
@@ -227,7 +227,7 @@ TRAINING_ERRORS = [
     ("--init_from={files}/foreign", "no run in {files}/foreign"),
     ("--workdir={files}/empty.txt", "empty.txt is a file", "--workdir="),
     ("--workdir={files}/empty.txt/run", "cannot write to", "--workdir="),
-    ("--workdir={files}/foreign", "foreign is not empty", "--workdir="),
+    ("--workdir={files}/foreign", "foreign holds summary.txt of something else", "--workdir="),
 ]
 
 
