@@ -118,8 +118,12 @@ def open_report(
     # The writer names its file by the second and truncates what is there: without a
     # suffix of its own, a quick restart would erase the events before it.
     suffix = f".{len(list(workdir.glob('events.out.tfevents.*')))}"
+    # Absolute: it takes a relative path that begins with "s3:" for a bucket.
     writer = SummaryWriter(
-        str(workdir), purge_step=step + 1, flush_secs=10, filename_suffix=suffix
+        str(workdir.absolute()),
+        purge_step=step + 1,
+        flush_secs=10,
+        filename_suffix=suffix,
     )
     for title, text in texts.items():
         # TensorBoard renders Markdown: four spaces keep a text's lines as they are.

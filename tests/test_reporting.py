@@ -160,6 +160,16 @@ def test_tensorboard_events_of_a_run_and_of_its_resumption(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", ["s3:run", "gs:", "hdfs:a"])
+def test_tensorboard_events_in_a_folder_with_a_scheme_in_its_name(
+    tmp_path, monkeypatch, undrawn, name
+):
+    monkeypatch.chdir(tmp_path)
+    add_rows(name, [make_row(1)])
+    (path,) = (tmp_path / name).glob("events.out.tfevents.*")
+    assert scalars(read_events(path))[0] == ("train/loss", 1, 1.0)
+
+
 def test_plain_progress_lines(tmp_path, capsys):
     rows = [
         make_row(50, loss=1.23454, accuracy=0.8123),
