@@ -80,7 +80,8 @@ def unroll(
       resets: a boundary between step t-1 and t. The carry crosses none: forward, the
         carry before step t becomes `cell.initial_carry`; reversed, the carry before
         step t-1. A reset on a masked step waits for the row's next valid step in
-        running order.
+        running order. For a rollout of episodes (`docs/resets.md`) it is "done" as it
+        was before acting at step t.
       reverse: run from the last step to the first; ys stay aligned with xs.
       key: randomness of a cell with noise; None: deterministic.
       return_carries: also return the carry after each step.
