@@ -162,6 +162,7 @@ def test_the_command_line_shows_what_orbax_warns_of(
     monkeypatch.setattr(checkpoints._LiteralPath, "glob", find_nothing)
     done = call("train.py", f"--workdir={tmp_path / 'run'}", *TINY)
     assert done.code == 2
-    (warning,) = caplog.messages  # of its errors the last line tells
-    assert "Skipping merge of OCDBT checkpoints" in warning
+    # Of its errors the last line tells; a slow disk has warnings of its own.
+    warned = [text for text in caplog.messages if "Waiting for" not in text]
+    assert ["Skipping merge of OCDBT checkpoints" in text for text in warned] == [True]
     assert done.err.splitlines()[-1].startswith("error: the checkpoint of step 2 in ")

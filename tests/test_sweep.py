@@ -148,7 +148,7 @@ def swept_state(workdir: Path, step: int | None = None) -> Any:
     """The stacked state of a sweep's checkpoint, as it lies there."""
     with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.latest_step(opened) if step is None else step
-        tree = checkpoints._saved_tree(opened, step)
+        tree = checkpoints._saved_tree(checkpoints._state_folder(opened, step))
         handler = checkpoints.ocp.PyTreeCheckpointHandler()
         args = checkpoints.ocp.args.PyTreeRestore(
             item=tree,
