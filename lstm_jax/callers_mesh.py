@@ -93,8 +93,8 @@ def partitioned(
 ) -> Callable[..., PyTree]:
     """Return a function whose work XLA divides among the devices of the context.
 
-    Its values are those of one device: random draws are not the same for the rows of
-    each. Outside of a context XLA does as much by itself.
+    Its values are those on one device, and so no two devices draw the same for their
+    rows. Without a mesh in the context XLA divides the work by itself.
 
     Args:
       draw: a function of arrays.

@@ -317,6 +317,9 @@ def test_outside_of_jit(context: bool) -> None:
     sharded = put(xs, mesh, "d")
     with jax.set_mesh(mesh) if context else nullcontext():
         assert_close(lj.unroll(cell, params, sharded, lengths=lengths), expected)
+        # A constant of a program.
+        constant = jax.jit(lambda p: lj.unroll(cell, p, sharded, lengths=lengths))
+        assert_close(constant(params), expected)
         with pytest.raises(ValueError, match=r"lengths must lie in \[0, 7\]"):
             lj.unroll(cell, params, sharded, lengths=lengths + 1)
     mapped = jax.shard_map(
