@@ -226,7 +226,7 @@ def _first(array: Any, reverse: bool = False) -> tuple[int | None, int | None] |
         return (int(bad.argmax()), None) if bad.ndim else (None, None)
     if bad.ndim == 2:
         return int(bad.any(1).argmax()), None
-    at_time = bad.reshape(*bad.shape[:2], -1).any(-1)
+    at_time: np.ndarray = np.any(bad.reshape(*bad.shape[:2], -1), axis=-1)
     times = np.flatnonzero(at_time.any(0))
     time = int(times[-1] if reverse else times[0])
     return int(at_time[:, time].argmax()), time
