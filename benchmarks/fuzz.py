@@ -18,6 +18,7 @@ import resource
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ from lstm_jax.data import (
     series,
     spelling,
     streams,
+    tables,
     tagged,
     text,
     windows,
@@ -323,7 +325,9 @@ def _image_case(rng: random.Random) -> Case:
 
 
 def _read_image(folder: Path, options: dict[str, Any]) -> None:
-    read_png(options["path"])
+    image = read_png(options["path"])
+    assert image.shape == (28, 28)
+    assert image.max() > image.min()  # what shows nothing is refused
 
 
 def _cell_case(rng: random.Random) -> Case:
@@ -509,6 +513,85 @@ def _read_train(folder: Path, options: dict[str, Any]) -> None:
             signal.signal(number, handler)
 
 
+_ANSWERS: list[Any] = []  # of the trained run, wherever it lies
+
+
+def _folder_case(rng: random.Random) -> Case:
+    name = hostile.folder_name(rng)
+    return Case({"a.csv": _REVIEWS.encode()}, {"name": name})
+
+
+def _read_folder(folder: Path, options: dict[str, Any]) -> None:
+    """A run in a folder of any name answers as it does in one with a plain name."""
+    if not _ANSWERS:
+        place = folder / "plain"
+        _ANSWERS.extend(_answers_of(place))
+    if _answers_of(options["name"]) != _ANSWERS:
+        raise RuntimeError(f"other answers from the folder {options['name']!r}")
+
+
+def _answers_of(workdir: str | Path) -> list[Any]:
+    config = base_config()
+    config.update_from_flattened_dict(_SMALL | {"data.path": "a.csv"})
+    with _silent():
+        training.fit(config, make_task(config), workdir)
+        run = prediction.load(workdir)
+    return list(classifying.classify_texts(run, ["good film", "bad"]))
+
+
+def _spelling_case(rng: random.Random) -> Case:
+    text = hostile.written_text(rng)
+    return Case({}, {"text": text, "retyped": hostile.retyped(rng, text)})
+
+
+def _read_spelling(folder: Path, options: dict[str, Any]) -> None:
+    """What a person takes for the same words has the same numbers."""
+    written = [options["text"], options["retyped"]]
+    for pattern in (reviews.WORDS, corpus.OWN_WORDS):
+        # A word more, as a pattern may match nothing of the text.
+        vocabulary = reviews.train_vocabulary([written[0] + " a"], pattern)
+        rows = reviews.encode_texts(vocabulary, written)
+        first, second = np.split(rows.ids, rows.offsets[1:-1])
+        if first.tolist() != second.tolist():
+            raise RuntimeError(f"{pattern}: {first} and {second}")
+
+
+def _quotes_case(rng: random.Random) -> Case:
+    rows, content = hostile.quoted_rows(rng)
+    return Case({"a.tsv": content.encode()}, {"rows": rows})
+
+
+def _read_quotes(folder: Path, options: dict[str, Any]) -> None:
+    """Quotes between tabs change no row."""
+    read = tables.read_labelled("a.tsv")
+    if [*zip(*read, strict=True)] != options["rows"]:
+        raise RuntimeError(f"read as {read}")
+
+
+def _environment_case(rng: random.Random) -> Case:
+    return Case({}, {"environment": hostile.environment(rng)})
+
+
+def _read_environment(folder: Path, options: dict[str, Any]) -> None:
+    """A run of a few steps, from the start of the process to its end."""
+    environment = {**os.environ, **options["environment"]}
+    command = [sys.executable, str(CHECKOUT / "train.py"), "--workdir=run"]
+    command += ["--config.num_steps=2", "--config.model.hidden_size=4"]
+    ended = subprocess.run(
+        command,
+        env={name: value for name, value in environment.items() if value is not None},
+        capture_output=True,
+    )
+    out, err = (b.decode(errors="replace") for b in (ended.stdout, ended.stderr))
+    if ended.returncode == 0:
+        assert json.loads(out.splitlines()[-1])["step"] == 2
+        return
+    *_, last = err.splitlines() or [""]
+    if ended.returncode != 2 or "Traceback" in err or not last.startswith("error: "):
+        raise RuntimeError(f"exit {ended.returncode}: {err}")
+    raise UserError(last)
+
+
 READERS = {
     "text": Reader(_text_case, _read_text),
     "table": Reader(_table_case, _read_table),
@@ -522,6 +605,10 @@ READERS = {
     "stored": Reader(_stored_case, _read_stored, share=2.0),
     "overrides": Reader(_overrides_case, _read_train, share=3.0),
     "train": Reader(_train_case, _read_train, share=3.0),
+    "folder": Reader(_folder_case, _read_folder, share=2.0),
+    "spelling": Reader(_spelling_case, _read_spelling, share=0.5),
+    "quotes": Reader(_quotes_case, _read_quotes, share=0.3),
+    "environment": Reader(_environment_case, _read_environment, share=4.0),
 }
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -271,3 +272,122 @@ def some(
         field: rng.choice(values)
         for field in rng.sample(list(fields), rng.choice([1, 1, 2, 3]))
     }
+
+
+# What a folder's name may hold and some program takes for something else.
+_NAME_PIECES = [
+    *("run", "v2", "[v2]", "[", "]", "[!a]", "[a-z]*", "*", "**", "?", "{a}", "{", "}"),
+    *(" ", "  ", "#", "%", "%s", "%20", "$HOME", "&", "|", ";", ":", "'", '"', "`"),
+    *("!", "=", "+", ",", "@", "^", "(", ")", "<", ">", "\\", "\\n", "\n", "\t", "-"),
+    *("~", ".", "..", ".tmp", "é", "e\u0301", "ü", "日本", "\u200b", "\u202e", "٣"),
+    *("checkpoints", ".orbax-checkpoint-tmp", "damaged-1", "0", "gs:", "s3:", "nul"),
+    "x" * 200,
+]
+
+
+def folder_name(rng: random.Random) -> str:
+    """The name of a folder that the file system allows, or nearly: 255 bytes."""
+    size = rng.choice([1, 1, 2, 3, 6])
+    name = "".join(rng.choice(_NAME_PIECES) for _ in range(size))
+    return name if name.strip(".") else f"{name}a"  # no other folder
+
+
+# Signs that a reader takes for the one on the left.
+_SIGNS = {
+    "'": "\u2019\u2018\u02bc\uff07",
+    '"': "\u201c\u201d\u201e\uff02",
+    "-": "\u2010\u2011\uff0d",
+    " ": "\u00a0\u2009\u3000",
+}
+_LIGATURES = {"ffi": "\ufb03", "fi": "\ufb01", "fl": "\ufb02"}
+_UNSEEN = ["\u00ad", "\u200b", "\u2060", "\ufeff", "\u200e"]
+
+
+def written_text(rng: random.Random) -> str:
+    """Words as a book has them, with accents, apostrophes, hyphens and numbers."""
+    words = ["réussi", "raté", "naïve", "Ångström", "don't", "l'été", "office", "ﬁn"]
+    words += ["flèche", "well-known", "1984", "3", "Việt", "Ελλάδα", "Ёлка", "한국"]
+    words += ['"quoted"', "fünf", "señor", "İstanbul", "groß", "œuvre", "2,5"]
+    return " ".join(rng.choice(words) for _ in range(rng.choice([1, 3, 12])))
+
+
+def retyped(rng: random.Random, text: str) -> str:
+    """The text as another keyboard, editor or system would have written it."""
+    for way in rng.sample(range(6), rng.choice([1, 1, 2, 3])):
+        if way == 0:
+            form: Any = rng.choice(["NFC", "NFD", "NFKC", "NFKD"])
+            text = unicodedata.normalize(form, text)
+        elif way == 1:
+            for sign, others in _SIGNS.items():
+                text = text.replace(sign, rng.choice(others))
+        elif way == 2:
+            first = rng.choice([0xFF10, 0x660, 0x6F0, 0x966, 0xE50])
+            text = text.translate({ord("0") + i: first + i for i in range(10)})
+        elif way == 3:
+            for letters, ligature in _LIGATURES.items():
+                text = text.replace(letters, ligature)
+        elif way == 4:
+            at = rng.randint(0, len(text))
+            text = text[:at] + rng.choice(_UNSEEN) + text[at:]
+        else:
+            text = rng.choice(["\ufeff", "\u200e", ""]) + text
+    return text
+
+
+def quoted_rows(rng: random.Random) -> tuple[list[tuple[str, str]], str]:
+    """Rows of texts with quotes where people write them, and such a file between tabs.
+
+    The rows are what a reader of the file takes for them: no field holds a tab or a
+    newline, and no field is in quotes as a whole.
+    """
+    pieces = ['"', "'", '""', "fine", "start", "bad", "a b", "5", '"Fine" said he', ","]
+    rows = []
+    for _ in range(rng.choice([2, 3, 12])):
+        text = " ".join(rng.choice(pieces) for _ in range(rng.choice([1, 2, 5])))
+        if text[:1] == text[-1:] == '"':
+            text += " end"
+        rows.append((text, rng.choice(["good", "bad"])))
+    end = rng.choice(["\n", "\r\n"])
+    return rows, end.join(["text\tlabel", *("\t".join(row) for row in rows)])
+
+
+# What a notebook, a container or a job sets, each with some of its values. None: unset.
+_ENVIRONMENT: dict[str, list[str | None]] = {
+    "MPLBACKEND": ["module://matplotlib_inline.backend_inline", "TkAgg", "nothing"],
+    "MPLCONFIGDIR": ["/proc/nothing", ""],
+    "HOME": [None, "/nonexistent", ""],
+    "XDG_CACHE_HOME": ["/proc/nothing", "", "relative"],
+    "TMPDIR": ["/nonexistent"],
+    "LANG": ["C", "nothing", None],
+    "LC_ALL": ["C", "POSIX", "nothing"],
+    "PYTHONIOENCODING": ["ascii", "latin-1"],
+    "PYTHONUTF8": ["0", "1"],
+    "PYTHONOPTIMIZE": ["1", "2"],
+    "PYTHONHASHSEED": ["0", "1"],
+    "PYTHONUNBUFFERED": ["1"],
+    "PYTHONDONTWRITEBYTECODE": ["1"],
+    "COLUMNS": ["0", "1", "-1", "none"],
+    "TERM": ["dumb", "", None],
+    "NO_COLOR": ["1"],
+    "OMP_NUM_THREADS": ["1", "0", "64"],
+    "JAX_ENABLE_X64": ["1", "0"],
+    "JAX_PLATFORMS": ["cpu", "", "cuda", "tpu", "nothing"],
+    "JAX_DEBUG_NANS": ["1"],
+    "JAX_LOG_COMPILES": ["1"],
+    "JAX_NUM_CPU_DEVICES": ["1", "2", "4"],
+    "JAX_COMPILATION_CACHE_DIR": ["/proc/nothing", ""],
+    "CUDA_VISIBLE_DEVICES": ["", "-1", "0"],
+    "TF_CPP_MIN_LOG_LEVEL": ["0", "3"],
+    "SLURM_JOB_ID": ["17"],
+    "SLURM_NTASKS": ["1", "4"],
+    "SLURM_PROCID": ["0"],
+    "OMPI_COMM_WORLD_SIZE": ["1"],
+    "PWD": ["/nonexistent", None],
+    "USER": [None],
+}
+
+
+def environment(rng: random.Random) -> dict[str, str | None]:
+    """One to four variables of an environment; None: it is not set."""
+    names = rng.sample(sorted(_ENVIRONMENT), rng.choice([1, 1, 2, 4]))
+    return {name: rng.choice(_ENVIRONMENT[name]) for name in names}
