@@ -174,8 +174,8 @@ def _is_no_error(record: LogRecord) -> bool:
     return record.levelno < ERROR
 
 
-class _Output(io.RawIOBase):
-    """Writes to a file descriptor; where that fails, what follows is dropped.
+class _Output(io.TextIOWrapper):
+    """Writes text to a file descriptor; where that fails, what follows is dropped.
 
     A run is worth more than what is shown of it. Where the reader has gone, as head
     goes after its lines, that is no error.
@@ -184,34 +184,37 @@ class _Output(io.RawIOBase):
       problem: why not all was written, None where all was or the reader has gone.
     """
 
-    def __init__(self, descriptor: int, ends: bool) -> None:
+    # Here and not below the buffer: Ctrl-C that comes while a method of Python's
+    # writes would leave in the buffer what is written already.
+
+    def __init__(self, descriptor: int, ends: bool, **options: Any) -> None:
+        file = io.FileIO(descriptor, "w", closefd=False)
+        super().__init__(io.BufferedWriter(file), **options)
         self._descriptor, self._ends = descriptor, ends
         self.problem: str | None = None
 
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def write(self, content: Any) -> int | None:
+    def write(self, text: str) -> int:
         try:
-            return os.write(self._descriptor, content)
-        except BlockingIOError:
-            return None  # what it means to the buffer above
+            return super().write(text)
         except OSError as error:
-            if not isinstance(error, BrokenPipeError):
-                self.problem = error.strerror
-            if self._ends:
-                os._exit(_SIGPIPE if self.problem is None else _unwritten(self.problem))
-            # For all that writes there, libraries in C among them.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._descriptor)
-            os.close(null)
-            return len(content)
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.problem = error.strerror
+        if self._ends:
+            os._exit(_SIGPIPE if self.problem is None else _unwritten(self.problem))
+        # For all that writes there, libraries in C among them.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._descriptor)
+        os.close(null)
 
 
 def _open_streams(answers: bool) -> list[_Output]:
@@ -232,14 +235,14 @@ def _open_streams(answers: bool) -> list[_Output]:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):  # else a caller's own
             stream.flush()
-            output = _Output(descriptor, answers and name == "stdout")
-            kept = io.TextIOWrapper(
-                io.BufferedWriter(output),
+            output = _Output(
+                descriptor,
+                answers and name == "stdout",
                 encoding=stream.encoding,
                 errors="backslashreplace",
                 line_buffering=stream.line_buffering or stream.write_through,
             )
-            setattr(sys, name, kept)
+            setattr(sys, name, output)
             opened.append(output)
     return opened
 

@@ -1,6 +1,5 @@
 """Tests of train.py: what a person at the command line meets."""
 
-import io
 import json
 import os
 import re
@@ -444,10 +443,9 @@ def test_a_config_of_the_checkout_from_another_folder(
 
 def test_output_that_nobody_reads_or_that_finds_no_room_is_dropped() -> None:
     def write(descriptor: int) -> str | None:
-        output = command_line._Output(descriptor, ends=False)
-        with io.TextIOWrapper(io.BufferedWriter(output)) as stream:
+        with command_line._Output(descriptor, ends=False, encoding="utf-8") as output:
             for _ in range(3):
-                print("a line", file=stream, flush=True)
+                print("a line", file=output, flush=True)
         os.close(descriptor)
         return output.problem
 
