@@ -150,7 +150,7 @@ def test_names_are_one_as_words_are() -> None:
     ]
     assert spelling.places("cafe\u0301", names) == [2]  # as it stands
     assert spelling.places("ｃafe\u0301", names) == [1, 2]
-    assert spelling.places("tea", names) == []
+    assert spelling.places("tea", [*names, "\ud800"]) == []
 
 
 @pytest.mark.parametrize(

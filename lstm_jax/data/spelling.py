@@ -164,4 +164,6 @@ _WORDS = words(lowercase=False)
 
 
 def _same(name: str) -> str:
+    # A key in JSON may hold half a surrogate pair, which the library refuses.
+    name = name.encode(errors="backslashreplace").decode()
     return _WORDS.normalize_str(name).strip()
