@@ -4,6 +4,7 @@ What belongs to members has them along axis 0, which the devices divide. No devi
 needs anything of another one's members, so nothing is communicated.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 from lstm_jax import steps
 from lstm_jax.cells import Params
@@ -68,8 +69,10 @@ class Programs(NamedTuple):
         that is active, 1 and not 0.
       measure: `measure(params, examples)`: each member's sums over a split's bucket.
       total: `total(sums)`: the sum over buckets.
-      zeros: `zeros(sums, active)`: zeros, but for a member that has ended, or whose
-        loss is not finite: `steps.train_steps` leaves it as it is from then on.
+      begin_row: `begin_row(states, active)`, as `steps.begin_row`; the sums are zeros
+        but for a member that has ended, or whose loss is not finite:
+        `steps.train_steps` leaves it as it is from then on.
+      has_gradient: `has_gradient(states, drawn, examples)`, as `steps.has_gradient`.
       keep: `keep(best, states, better)`: the parameters that predict, where better.
       is_finite: `is_finite(states)`.
     """
@@ -77,7 +80,8 @@ class Programs(NamedTuple):
     run: Callable[..., TrainState]
     measure: Callable[[Params, Examples], MemberSums]
     total: Callable[[list[MemberSums]], MemberSums]
-    zeros: Callable[[MemberSums, Array], MemberSums]
+    begin_row: Callable[[TrainState, Array], tuple[MemberSums, UInt32[Array, "M L"]]]
+    has_gradient: Callable[..., Bool[Array, "M L"]]
     keep: Callable[..., Params]
     is_finite: Callable[[TrainState], Bool[Array, " M"]]
 
@@ -193,9 +197,17 @@ def make_programs(
 
         return jax.tree.map(choose, best, steps.predicting_params(states))
 
-    def zeros(sums: MemberSums, active: Int[Array, " M"]) -> MemberSums:
-        going = jnp.isfinite(sums["loss"]) & (active == 1)
-        return jax.tree.map(lambda a: jnp.where(going, 0, a), sums)
+    def begin_row(own: Any, _: Any) -> tuple[Any, UInt32[Array, " L"]]:
+        state, active = own
+        zeros, marks = steps.begin_row(state)
+        going = jnp.isfinite(state.sums["loss"]) & (active == 1)
+        sums = jax.tree.map(functools.partial(jnp.where, going), zeros, state.sums)
+        return sums, marks
+
+    def has_gradient(own: Any, examples: Examples) -> Bool[Array, " L"]:
+        state, drawn = own
+        made = stepping(drawn.learning_rate)
+        return steps.has_gradient(made, drawn.keys, state, examples)
 
     every_run = each_member(run)
     measure = each_member(
@@ -210,7 +222,14 @@ def make_programs(
         ),
         measure=jax.jit(measure),
         total=jax.jit(jax.vmap(steps.total)),
-        zeros=jax.jit(zeros),
+        begin_row=jax.jit(
+            lambda states, active: each_member(begin_row)((states, active), ())
+        ),
+        has_gradient=jax.jit(
+            lambda states, drawn, examples: each_member(has_gradient)(
+                (states, drawn), examples
+            )
+        ),
         keep=jax.jit(keep, donate_argnums=0),
         is_finite=jax.jit(
             lambda states: each_member(lambda state, _: steps.is_finite(state))(

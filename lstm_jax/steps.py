@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from lstm_jax.cells import Params
 from lstm_jax.config import Config
@@ -355,6 +355,45 @@ def is_finite(state: TrainState) -> Bool[Array, ""]:
     """Whether the losses since the last row and all parameters are numbers."""
     finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
     return jnp.stack([jnp.isfinite(state.sums["loss"]), *finite]).all()
+
+
+def begin_row(state: TrainState) -> tuple[Sums, UInt32[Array, " L"]]:
+    """What the sums of the next row begin with, and `marks` of the parameters."""
+    return jax.tree.map(jnp.zeros_like, state.sums), marks(state.params)
+
+
+def marks(params: Params) -> UInt32[Array, " L"]:
+    """A number of each array of the parameters: another one where a bit is another.
+
+    But for one change in four thousand million.
+    """
+
+    def mark(array: Array) -> UInt32[Array, ""]:
+        if jnp.iscomplexobj(array):
+            array = jnp.stack([array.real, array.imag])
+        bits = jax.lax.bitcast_convert_type(
+            array, jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+        ).ravel()
+        high = (bits >> 32).astype(jnp.uint32) if bits.dtype == jnp.uint64 else 0
+        # Odd: no change of one number is multiplied away.
+        odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        return jnp.sum((bits.astype(jnp.uint32) + 31 * high) * odd, dtype=jnp.uint32)
+
+    return jnp.stack([mark(array) for array in jax.tree.leaves(params)])
+
+
+def has_gradient(
+    stepping: Stepping, keys: Keys, state: TrainState, examples: Examples
+) -> Bool[Array, " L"]:
+    """Whether each array of the parameters has one, on a bucket's first batch."""
+    task = stepping.task
+    order = jnp.arange(size_of(examples))
+    batch, weight = take_batch(examples, order, jnp.int32(0), stepping.batch_size)
+    key = jax.random.fold_in(keys.noise, state.step)
+    gradient = jax.grad(
+        lambda params: task.loss(params, batch, weight, key, state.carry)[0]["loss"]
+    )(state.params)
+    return jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient)])
 
 
 def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:

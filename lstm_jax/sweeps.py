@@ -24,6 +24,7 @@ from lstm_jax import (
     members,
     prediction,
     processes,
+    remarks,
     reporting,
     steps,
     sweep_report,
@@ -43,6 +44,8 @@ from lstm_jax.evaluation import (
 from lstm_jax.identity import Identity
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import Drawn, Member, MemberSums, SweepState
+from lstm_jax.nested import named_leaves
+from lstm_jax.pictures import Row
 from lstm_jax.steps import Stepping
 from lstm_jax.sweep_folders import (
     Progress,
@@ -215,6 +218,7 @@ def _train(
 ) -> tuple[SweepState, list[Progress], dict[str, Any]]:
     """Trains what is left to the end; the last state, and what is stored with it."""
     config, task, programs = made.config, made.task, made.programs
+    names = list(named_leaves(state.members.params))
     best, count = config.checkpoint.best, len(made.own)
     per_epoch = steps.steps_per_epoch(task, config.batch_size)
     examples, splits = jax.device_put((task.examples[0], task.splits), members.whole())
@@ -253,33 +257,59 @@ def _train(
         )
         return state._replace(members=states), number
 
-    def cut(state: SweepState) -> tuple[MemberSums, SweepState]:
+    watch = remarks.begin(jax.device_get(programs.begin_row(state.members, active)[1]))
+
+    def remark(state: SweepState) -> None:
+        nonlocal watch
+        going = np.zeros((len(watch.asked), 1), bool)
+        going[:count, 0] = [p.is_active() for p in progress]
+        if (asked := remarks.to_ask(watch) & going).any():
+            gradient = programs.has_gradient(state.members, made.drawn, examples)
+            found = asked & jax.device_get(gradient)
+            watch = watch._replace(asked=watch.asked | asked)
+            for number in np.flatnonzero(found.any(1)).tolist():
+                say_of(number, remarks.at_rest(names, found[number]))
+
+    def cut(state: SweepState) -> tuple[tuple[MemberSums, Any], SweepState]:
+        remark(state)
         sums = state.members.sums
-        states = state.members._replace(sums=programs.zeros(sums, active))
-        return sums, state._replace(members=states)
+        zeros, marks = programs.begin_row(state.members, active)
+        states = state.members._replace(sums=zeros)
+        return (sums, marks), state._replace(members=states)
 
     def stop(number: int, why: str, **change: Any) -> None:
         nonlocal active
         progress[number] = progress[number]._replace(**change)
         active = put_active()
+        say_of(number, why)
+
+    def say_of(number: int, what: str) -> None:
         seed, rate = made.own[number]
-        reporting.say(out, f"seed {seed}, learning rate {rate:g}: {why}")
+        reporting.say(out, f"seed {seed}, learning rate {rate:g}: {what}")
 
     def add_rows(split: str, step: int, sums: MemberSums) -> list[Metrics]:
         found = jax.device_get(sums)  # waits for the device
-        rows, metrics = [], []
+        rows: dict[int, Row] = {}
+        metrics = []
         seconds = time.perf_counter() - begun
         for number, member in enumerate(made.own):
             means = means_of(task, {k: v[number] for k, v in found.items()})
             metrics.append(metrics_of(split, means))
             if progress[number].is_active():
                 row = {"step": step, "epoch": step / per_epoch, "split": split}
-                rows.append({**member._asdict(), **row, **means, "seconds": seconds})
+                row = {**member._asdict(), **row, **means, "seconds": seconds}
+                rows[number] = row
+        jumps = _jumps(out.rows, rows) if split == "train" else {}
         if rows:
-            sweep_report.add_rows(out, rows)
+            sweep_report.add_rows(out, list(rows.values()))
+        for number, jump in jumps.items():
+            say_of(number, f"step {step}: {jump}")
         return metrics
 
-    def add_train_row(step: int, sums: MemberSums) -> None:
+    def add_train_row(step: int, since: tuple[MemberSums, Any]) -> None:
+        nonlocal watch
+        sums, marks = since
+        watch = remarks.look(watch, jax.device_get(marks))
         # The sums: the means of steps whose updates were all skipped are no numbers.
         finite = np.isfinite(jax.device_get(sums["loss"]))
         for number, metrics in enumerate(add_rows("train", step, sums)):
@@ -348,6 +378,19 @@ def _train(
     finally:
         reporting.close_report(out)
     return last[0], progress, last[1]
+
+
+def _jumps(earlier: list[Row], rows: dict[int, Row]) -> dict[int, str]:
+    """What `remarks.jump` says of members, by their number."""
+
+    def same(row: Row, other: Row) -> bool:
+        return all(row[name] == other[name] for name in Member._fields)
+
+    found = {
+        number: remarks.jump((r for r in reversed(earlier) if same(r, row)), row)
+        for number, row in rows.items()
+    }
+    return {number: line for number, line in found.items() if line is not None}
 
 
 def _evaluated(progress: Progress, metrics: Metrics, step: int, best: str) -> Progress:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -23,6 +22,7 @@ from lstm_jax import (
     layer_flow,
     prediction,
     processes,
+    remarks,
     reporting,
     sharding,
     steps,
@@ -44,6 +44,7 @@ from lstm_jax.evaluation import (
 from lstm_jax.identity import Identity
 from lstm_jax.loop import Host, run_loop
 from lstm_jax.members import members_of
+from lstm_jax.nested import named_leaves
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
 
@@ -230,7 +231,8 @@ class Programs(NamedTuple):
       measure: `measure(params, examples)`, as `steps.evaluate`.
       total: `total(sums)`, as `steps.total`.
       peek: `peek(step, examples)`, as `steps.next_example`.
-      zeros: zeros like a tree.
+      begin_row: `begin_row(state)`, as `steps.begin_row`.
+      has_gradient: `has_gradient(state, examples)`, as `steps.has_gradient`.
       number: a number on the device, where it is left for the next time.
       schedule: `schedule(step)`: the bucket of each step of that step's epoch.
       is_finite: `is_finite(state)`, as `steps.is_finite`.
@@ -240,7 +242,8 @@ class Programs(NamedTuple):
     measure: Callable[..., Sums]
     total: Callable[[list[Sums]], Sums]
     peek: Callable[..., Any]
-    zeros: Callable[[Any], Any]
+    begin_row: Callable[[TrainState], tuple[Sums, Array]]
+    has_gradient: Callable[[TrainState, Any], Array]
     number: Callable[[int], Array]
     schedule: Callable[[Array], Array]
     is_finite: Callable[[TrainState], Array]
@@ -255,7 +258,8 @@ def _programs(stepping: Stepping, keys: Keys) -> Programs:
         measure=jax.jit(measure),
         total=jax.jit(steps.total),
         peek=jax.jit(functools.partial(steps.next_example, stepping, keys)),
-        zeros=jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+        begin_row=jax.jit(steps.begin_row),
+        has_gradient=jax.jit(functools.partial(steps.has_gradient, stepping, keys)),
         number=_numbers(),
         schedule=jax.jit(
             lambda step: steps.schedule(stepping, keys, step // per_epoch)[0]
@@ -290,6 +294,7 @@ def _train(
     `probe`, if there is one, is called every `report.flow_every` steps.
     """
     task, best = stepping.task, config.checkpoint.best
+    names = list(named_leaves(state.params))
     per_epoch = steps.steps_per_epoch(task, stepping.batch_size)
     programs = _programs(stepping, keys)
     examples, splits = sharding.put((task.examples, task.splits))
@@ -325,8 +330,20 @@ def _train(
         where = programs.number(bucket), programs.number(count)
         return programs.run(state, examples[bucket], *where), count
 
-    def cut(state: TrainState) -> tuple[Sums, TrainState]:
-        return state.sums, state._replace(sums=programs.zeros(state.sums))
+    watch = remarks.begin(fetch(programs.begin_row(state)[1]))
+
+    def remark(state: TrainState) -> None:
+        nonlocal watch
+        if (asked := remarks.to_ask(watch)).any():
+            found = asked & fetch(programs.has_gradient(state, examples[0]))
+            watch = watch._replace(asked=watch.asked | asked)
+            if found.any():
+                reporting.say(out, remarks.at_rest(names, found))
+
+    def cut(state: TrainState) -> tuple[tuple[Sums, Array], TrainState]:
+        remark(state)
+        zeros, marks = programs.begin_row(state)
+        return (state.sums, marks), state._replace(sums=zeros)
 
     def add_row(split: str, step: int, sums: Sums) -> Metrics:
         sums = fetch(sums)  # waits for the device
@@ -334,11 +351,19 @@ def _train(
             raise _NotFiniteError
         means = means_of(task, sums)
         row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
+        jump = None
+        if out is not None and split == "train":
+            jump = remarks.jump(reversed(out.rows), row)
         reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
+        if jump is not None:
+            reporting.say(out, f"step {step}: {jump}")
         return metrics_of(split, means)
 
-    def add_train_row(step: int, sums: Sums) -> None:
+    def add_train_row(step: int, since: tuple[Sums, Array]) -> None:
+        nonlocal watch
+        sums, marks = since
         add_row("train", step, sums)
+        watch = remarks.look(watch, fetch(marks))
 
     def sample(state: TrainState) -> None:
         assert task.sample is not None
@@ -347,6 +372,7 @@ def _train(
 
     def evaluate(state: TrainState, step: int) -> tuple[TrainState, Metrics, bool]:
         nonlocal record
+        remark(state)  # no row follows the last one
         metrics = _evaluate(programs, splits, state, step, add_row)
         record = with_evaluation(record, metrics, best)
         ended = bool(config.patience) and record.waited >= config.patience

@@ -1,0 +1,90 @@
+"""What a run says of itself beside its rows, where every number is finite.
+
+A loss that jumps, and parameters that no update changes.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt32
+
+from lstm_jax.pictures import Row, show_number
+
+# Rows that the running mean of a loss is of, and how many there have to be.
+_WINDOW, _LEAST = 4, 2
+# Times its running mean, from which on a loss has jumped.
+_JUMP = 2.0
+
+
+def jump(earlier: Iterable[Row], row: Row) -> str | None:
+    """Return a line about a row of training whose loss is far above those before it.
+
+    Args:
+      earlier: rows of the same run, or of the same member of a sweep, newest first.
+      row: the new one.
+    """
+    losses: list[float] = []
+    for before in earlier:
+        if before["split"] == "train" and before["loss"] is not None:
+            losses.append(before["loss"])
+            if len(losses) == _WINDOW:
+                break
+    if len(losses) < _LEAST:
+        return None
+    mean = sum(losses) / len(losses)
+    if not 0 < _JUMP * mean <= row["loss"]:  # a mean below 0 has no multiples
+        return None
+    before, now = show_number(mean), show_number(row["loss"])
+    return (
+        f"the loss jumped from {before} to {now}: if it stays there, lower "
+        "optimizer.learning_rate or set optimizer.clip_norm"
+    )
+
+
+class Watch(NamedTuple):
+    """Which parameters training changes, of a run or of each member of a sweep.
+
+    Attributes:
+      marks: of each array at the last row, as of `lstm_jax.steps.marks`.
+      resting: arrays that did not change between the last two rows.
+      asked: arrays of which it is known whether they have a gradient.
+    """
+
+    marks: UInt32[np.ndarray, "*M L"]
+    resting: Bool[np.ndarray, "*M L"]
+    asked: Bool[np.ndarray, "*M L"]
+
+
+def begin(marks: UInt32[np.ndarray, "*M L"]) -> Watch:
+    """Return what is known before the first row."""
+    return Watch(marks, np.zeros_like(marks, bool), np.zeros_like(marks, bool))
+
+
+def look(watch: Watch, marks: UInt32[np.ndarray, "*M L"]) -> Watch:
+    """Return what is known after a row."""
+    return watch._replace(marks=marks, resting=marks == watch.marks)
+
+
+def to_ask(watch: Watch) -> Bool[np.ndarray, "*M L"]:
+    """Return the arrays whose gradient is to be computed: resting, and never asked."""
+    return watch.resting & ~watch.asked
+
+
+def at_rest(names: Sequence[str], resting: Bool[np.ndarray, " L"]) -> str:
+    """Return a line about parameters that rest though they have a gradient.
+
+    Args:
+      names: of all arrays of the parameters.
+      resting: which of them it is about.
+    """
+    found = [name for name, rests in zip(names, resting, strict=True) if rests]
+    which = "any parameter"
+    if len(found) < len(names):
+        rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        which = ", ".join(found[:3]) + rest
+    return (
+        f"the updates since the row before did not change {which}, though the gradient "
+        "is not 0: raise optimizer.learning_rate (a change below a parameter's "
+        "precision is none)"
+    )
