@@ -142,15 +142,19 @@ def own_product(
     Rows last, it is called for each row alone: `jax.vmap` puts the transposes next to
     the products, and the compiler makes one product of both.
     """
+    # A cell that reads no h, as `min_gru`, gives the same on all of a mesh.
+    own_axes = callers_mesh.varying_axes(h)
     if rows == FIRST:
-        return recurrent_product(fused, params, h, noise)
+        zh = recurrent_product(fused, params, h, noise)
+        return callers_mesh.vary(zh, own_axes)
     axes = None if noise is None else Noise(None, LAST, LAST)
 
     def of_row(h: Float[Array, " H"], noise: Noise | None) -> Float[Array, " G_H"]:
         if noise is not None:
             own = jax.tree.map(lambda a: a[None], (noise.sequence, noise.step))
             noise = Noise(noise.shared, *own)
-        return recurrent_product(fused, params, h[None], noise)[0]
+        zh = recurrent_product(fused, params, h[None], noise)[0]
+        return callers_mesh.vary(zh, own_axes)
 
     return jax.vmap(of_row, in_axes=(LAST, axes), out_axes=LAST)(h, noise)
 

@@ -43,10 +43,13 @@ def of_torch(path: Path) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def test_torch_to_here_and_back(call: Call, tmp_path: Path) -> None:
+def test_torch_to_here_and_back(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, stack, back = (tmp_path / f"{name}.safetensors" for name in "abc")
     state_dict = of_torch(model)
-    options = [f"--file={model}", "--cell=lstm", f"--out={stack}"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--file=~/a.safetensors", "--cell=lstm", "--out=~/b.safetensors"]
     done = call(CONVERT, "--from=torch", "--prefix=encoder.", *options)
     assert done.code == 0, done.err
     assert "layer_1/backward/cell/recurrent_kernel [16, 64] float32\n" in done.out
@@ -147,7 +150,8 @@ def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_certificate_says_whether_it_passed(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = call(CERTIFY, "--against=tf1", f"--out={tmp_path / 'new'}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = call(CERTIFY, "--against=tf1", "--out=~/new")
     assert done.code == 0, done.err
     assert done.out == f"2 comparisons, 0 failed: {tmp_path / 'new' / 'tf1.md'}\n"
     assert "passed float64 1x1x1x1 simple_rnn, masked: gradient" in done.err

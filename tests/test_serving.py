@@ -174,11 +174,15 @@ SCRIPT = "lstm_jax/export.py"
 
 
 def test_command(
-    trained: Trained, tmp_path: Path, call: Callable[..., Finished]
+    trained: Trained,
+    tmp_path: Path,
+    call: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "some" / "exported"
     before = contents(trained.workdir)
-    done = call(SCRIPT, f"--workdir={trained.workdir}", f"--out={out}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = call(SCRIPT, f"--workdir={trained.workdir}", "--out=~/some/exported")
     assert done.code == 0, done.err
     assert contents(trained.workdir) == before
     names = {"manifest.json", "predict.jax", "vocabulary.json", "weights.safetensors"}
