@@ -150,8 +150,10 @@ def serialize(program: export.Exported) -> bytes:
 def main() -> None:
     """Exports the run that the flags name."""
     from lstm_jax import serving  # for cells alone neither Flax nor Orbax is needed
+    from lstm_jax.devices import all_devices
 
     values = flags.FLAGS
+    all_devices()  # or a line says that there are none
     serving.export_run(values.workdir, values.out, values.step)
 
 

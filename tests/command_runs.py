@@ -50,9 +50,10 @@ class Finished(NamedTuple):
 
 
 def run_process(*command: str, **options: Any) -> Finished:
-    """Runs a script in a process of its own."""
+    """Runs a script, or "-m" a module, in a process of its own."""
+    script, *arguments = command
     done = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:]],
+        [sys.executable, script if script == "-m" else str(ROOT / script), *arguments],
         capture_output=True,
         text=True,
         timeout=300,

@@ -154,13 +154,23 @@ def test_platforms_that_are_not_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
-def test_train_on_platforms_that_are_not_there(platforms: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("platforms", "command"),
+    [
+        ("cuda", ("train.py", "--workdir={tmp}/run")),
+        ("tpu", ("train.py", "--workdir={tmp}/run")),
+        ("nonsense", ("train.py", "--workdir={tmp}/run")),
+        ("cuda", ("-m", "lstm_jax.export", "--workdir={tmp}/no", "--out={tmp}/run")),
+        ("tpu", ("-m", "lstm_jax.certify", "--against=tf1", "--out={tmp}/run")),
+    ],
+)
+def test_platforms_of_a_command_that_are_not_there(
+    platforms: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
     if platforms in {device.platform for device in jax.devices()}:
         pytest.skip("they are")
     done = run_process(
-        "train.py",
-        f"--workdir={tmp_path / 'run'}",
+        *(argument.format(tmp=tmp_path) for argument in command),
         env=os.environ | {"JAX_PLATFORMS": platforms},
     )
     assert_user_error(done, f"JAX_PLATFORMS={platforms}, and jax finds no such devices")

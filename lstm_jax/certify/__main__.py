@@ -20,6 +20,7 @@ from lstm_jax.certify.compare import Result, results
 from lstm_jax.certify.peer import Peer
 from lstm_jax.certify.report import as_json, as_markdown
 from lstm_jax.data.files import local_path
+from lstm_jax.devices import all_devices
 from lstm_jax.errors import UserError
 from lstm_jax.reporting import write_file
 
@@ -36,6 +37,7 @@ def main() -> None:
     values = flags.FLAGS
     peer, folder = PEERS[values.against], local_path(values.out)
     peer.versions()  # which refuses what is not installed
+    all_devices()  # or a line says that there are none
     found = []
     with _writing(folder):  # tried before what takes minutes
         folder.mkdir(parents=True, exist_ok=True)
