@@ -25,14 +25,16 @@ def rows(*losses: float | None) -> list[Any]:
 @pytest.mark.parametrize(
     ("earlier", "loss", "jumps"),
     [
-        ([0.5, 0.3, 0.2, 0.2], 0.59, False),
-        ([0.5, 0.3, 0.2, 0.2], 0.61, True),
-        ([9.0, 0.3, 0.3, 0.2, 0.2], 0.6, True),  # the fifth is long ago
-        ([0.3, None, 0.3], 0.6, True),
-        ([0.3], 9.0, False),
+        ([0.69, 0.63, 0.52, 0.41, 0.37], 0.58, False),
+        ([0.69, 0.63, 0.52, 0.41, 0.37], 0.59, True),
+        ([0.3, 0.3, 0.2, 0.4, 0.4], 0.99, False),  # by less than 3 times 0.2
+        ([0.3, 0.3, 0.2, 0.4, 0.4], 1.01, True),
+        ([0.2, 0.4, 0.4, *[0.3] * 7], 0.46, True),  # 0.2 is too long ago
+        ([0.3, 0.3, 0.3, None, 0.3], 0.46, True),
+        ([0.3, 0.3, 0.3, None], 9.0, False),
         ([], 9.0, False),
-        ([-0.3, -0.3], 9.0, False),
-        ([0.3, 0.3], float("nan"), False),
+        ([-0.3] * 4, 9.0, False),
+        ([0.3] * 4, float("nan"), False),
     ],
 )
 def test_a_jump_is_from_the_running_mean(
@@ -64,9 +66,6 @@ def test_a_jump_is_told_beside_the_row(
     assert told == [
         "step 12: the loss jumped from 1.0000 to 5.0000: if it stays there, lower "
         "optimizer.learning_rate or set optimizer.clip_norm",
-        # Of 5, 1, 1, 1.
-        "step 14: the loss jumped from 2.0000 to 5.0000: if it stays there, lower "
-        "optimizer.learning_rate or set optimizer.clip_norm",
     ]
 
 
@@ -76,7 +75,6 @@ def test_a_member_jumps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     told = [line for line in capsys.readouterr().err.splitlines() if "jumped" in line]
     assert [line.partition(" from")[0] for line in told] == [
         "seed 0, learning rate 1: step 12: the loss jumped",
-        "seed 0, learning rate 1: step 14: the loss jumped",
     ]
 
 
@@ -123,7 +121,7 @@ def test_parameters_without_a_gradient_rest_in_peace(
 def test_training_that_goes_well_is_told_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = toy_config(**{"report.every": 1})
+    config = toy_config(**{"report.every": 3})
     lj.fit(config, toy_task(), workdir=tmp_path / "run")
     err = capsys.readouterr().err
     assert "change" not in err
