@@ -103,7 +103,8 @@ def init_state(stepping: Stepping, keys: Keys) -> TrainState:
     """The state before the first step.
 
     Raises:
-      UserError: the parameters are no nested dict of arrays.
+      UserError: the parameters are no nested dict of arrays, or Orbax would save two
+        arrays under one name.
     """
     task = stepping.task
     params: Any = task.init(keys.init)
@@ -119,7 +120,7 @@ def init_state(stepping: Stepping, keys: Keys) -> TrainState:
 
     # For the names of the metrics.
     sums = jax.eval_shape(sums_of, params, task.examples[0], carry)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=stepping.optimizer.init(params),
@@ -127,6 +128,17 @@ def init_state(stepping: Stepping, keys: Keys) -> TrainState:
         average=jax.tree.map(jnp.copy, params) if stepping.ema else (),
         carry=carry,
     )
+    seen: set[str] = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(state):
+        # As Orbax names it: both of {"a.b": x, "a": {"b": y}} would come back as y.
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in seen:
+            raise UserError(
+                f"a checkpoint has one place for two arrays, {name}: leave the dot out "
+                "of a name"
+            )
+        seen.add(name)
+    return state
 
 
 def predicting_params(state: TrainState) -> Params:

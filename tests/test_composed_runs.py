@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command_runs import LAST, READS_CONFIG, TINY, WORDS, Finished
 from reference import assert_same_bits
-from toy_runs import toy_config, toy_task
+from toy_runs import climbing_config, climbing_task, toy_config, toy_task
 
 import lstm_jax as lj
 from lstm_jax import prediction, workdirs
@@ -82,3 +82,16 @@ def test_parameters_that_files_would_change_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be saved: params must be a nested"):
         lj.fit(toy_config(), toy_task(cells=(cell,)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dot_in_a_name(tmp_path: Path) -> None:
+    """Orbax 0.12.8 gives {"a.b": x, "a": {"b": y}} back as y, y."""
+    task = climbing_task(lambda w: w)
+    names: Any = {"w": jnp.zeros(()), "a.b": jnp.ones(3), "a": {"c": jnp.full(3, 7.0)}}
+    lj.fit(climbing_config(), task._replace(init=lambda key: names), tmp_path / "run")
+    found = workdirs.load_params(tmp_path / "run", 20)
+    assert_same_bits(found, names | {"w": np.float32(20.0)})
+    names["a"] = {"b": names["a"]["c"]}
+    with pytest.raises(UserError, match=r"one place for two arrays, params\.a\.b: "):
+        lj.fit(climbing_config(), task._replace(init=lambda key: names), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
