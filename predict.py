@@ -26,7 +26,8 @@ INPUT = flags.DEFINE_string("input", None, "Words to continue, or a text to clas
 INPUT_FILE = flags.DEFINE_string(
     "input_file",
     None,
-    "The same, one a line; - reads standard input. ? stands where there is no answer.",
+    "The same, one a line but for blank ones; - reads standard input. ? stands where "
+    "there is no answer.",
 )
 INTERACTIVE = flags.DEFINE_bool("interactive", False, "Ask again and again.")
 IMAGE = flags.DEFINE_string("image", None, "A PNG of a digit, light on dark.")

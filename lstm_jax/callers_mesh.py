@@ -20,7 +20,7 @@ import jax
 from jax import lax
 from jax.core import Tracer
 from jax.dtypes import float0
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 # Why a kernel that XLA knows nothing of cannot run inside of `jax.shard_map`.
@@ -157,6 +157,9 @@ def _put(tree: PyTree, mesh: Any, spec: PartitionSpec) -> PyTree:
         now = jax.typeof(leaf).sharding
         wanted = (*spec, *[None] * (len(now.spec) - len(spec)))
         there = now.mesh == place.mesh.abstract_mesh and tuple(now.spec) == wanted
+        # An array of no mesh is whole on each device of it. Resharded, its cotangent
+        # would be sent to no mesh, of which `jax.vmap` over a sharded axis knows none.
+        there |= now.mesh.empty and not any(spec) and isinstance(mesh, AbstractMesh)
         return leaf if there else move(leaf, place)
 
     return jax.tree.map(put, tree)

@@ -114,7 +114,7 @@ def all_devices() -> list[Any]:
         platforms = config.jax_platforms
         if not platforms:
             raise
-        reason = str(error).split(" (set JAX_PLATFORMS", maxsplit=1)[0]
+        reason = str(error).split(" (set JAX_PLATFORMS", maxsplit=1)[0].rstrip(".")
         raise UserError(
             f"JAX_PLATFORMS={platforms}, and jax finds no such devices"
             f"{reason and f' ({reason[:200]})'}: unset it, set it to cpu, or install "

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from lstm_jax import devices, sharding, steps
 from lstm_jax.cells import Params
 from lstm_jax.steps import Keys, Stepping, TrainState
-from lstm_jax.tasks.task import Buckets, size_of
+from lstm_jax.tasks.task import Buckets, Task, size_of
 
 
 class Finding(NamedTuple):
@@ -42,6 +42,8 @@ SMALLER_STEPS = (
     "lower optimizer.learning_rate, set optimizer.clip_norm, or leave such updates out "
     "by optimizer.skip_nonfinite"
 )
+# Examples of each array that may be to blame for a loss that is not finite.
+_TRIED = 8
 # Inputs beyond it saturate every gate, and their squares soon overflow.
 _LARGE = 1e6
 
@@ -132,7 +134,13 @@ def _explain(
             if (at := _first(leaf)) is not None:
                 several = len(stepping.task.examples) > 1
                 whose = f"bucket {bucket} of the " if several else "the "
-                advice = _mend(path, leaf, at, padded, whose)
+                array = np.asarray(leaf)
+                known = [i for i in at if i is not None]
+                rest = np.argwhere(~np.isfinite(array[tuple(known)]))[0].tolist()
+                value = array[*known, *rest]
+                place = int(padded[known[0]]), *known[1:], *rest
+                advice = _mend(path, value, place, f"{whose}training")
+                advice += ", or leave such updates out by optimizer.skip_nonfinite"
                 return found(f"the batch's {path}", at, advice)
     outputs = _module_outputs(lambda: loss(state.params, batch))
     for path, leaf, reverse in outputs:
@@ -145,7 +153,52 @@ def _explain(
     for path, leaf in sorted(_leaves(gradient), key=lambda of: _rank(of[0], order)):
         if _first(leaf) is not None:
             return found(f"the gradient of {path}")
+    for path, leaf in _leaves(gradient):
+        size = jnp.max(jnp.abs(leaf), initial=0)
+        if not jnp.isfinite(jnp.square(size)):
+            where = f"the square of the gradient of {path}, which is {size:.3g}"
+            advice = "set optimizer.clip_norm, or give data or loss in smaller units"
+            return found(where, advice=advice)
     return found("the update of the parameters")
+
+
+def bad_input(
+    task: Task, batch_size: int, params: Params, buckets: Buckets, split: str
+) -> str | None:
+    """Return advice about a number of a split that makes its loss not finite.
+
+    Args:
+      task: that has the split.
+      batch_size: of the run.
+      params: with which the loss is finite on other examples.
+      buckets: of the split.
+      split: its name.
+
+    Returns:
+      None where no such number is among the first.
+    """
+
+    @jax.jit
+    def is_finite(params: Params, batch: PyTree) -> jax.Array:
+        weight, carry = jnp.ones(batch_size), task.carry(batch_size)
+        return jnp.isfinite(task.loss(params, batch, weight, None, carry)[0]["loss"])
+
+    with jax.set_mesh(devices.own_mesh(batch_size)):
+        for number, bucket in enumerate(buckets):
+            for path, leaf in _leaves(bucket):
+                array = np.asarray(leaf)
+                if not jnp.issubdtype(array.dtype, jnp.inexact):
+                    continue
+                rows = np.isfinite(array).reshape(len(array), -1).all(1)
+                for row in np.flatnonzero(~rows)[:_TRIED].tolist():
+                    batch = jax.tree.map(lambda a, r=row: a[[r] * batch_size], bucket)
+                    mended = jax.tree.map(_zeroed, batch)
+                    # Padding may hold anything.
+                    if is_finite(params, mended) and not is_finite(params, batch):
+                        whose = f"bucket {number} of the " if len(buckets) > 1 else ""
+                        at = row, *np.argwhere(~np.isfinite(array[row]))[0].tolist()
+                        return _mend(path, array[at], at, f"{whose or 'the '}{split}")
+    return None
 
 
 def _zeroed(array: Any) -> Any:
@@ -154,21 +207,10 @@ def _zeroed(array: Any) -> Any:
     return jnp.where(jnp.isfinite(array), array, 0)
 
 
-def _mend(
-    path: str,
-    array: Any,
-    at: tuple[int | None, int | None],
-    indices: np.ndarray,
-    whose: str,
-) -> str:
+def _mend(path: str, value: Any, place: tuple[int, ...], data: str) -> str:
     """Advice about a number of the data: which one of the task's arrays it is."""
-    array, known = np.asarray(array), [i for i in at if i is not None]
-    rest = np.argwhere(~np.isfinite(array[tuple(known)]))[0].tolist()
-    place = ", ".join(map(str, [indices[known[0]], *known[1:], *rest]))
-    return (
-        f"{path}[{place}] of {whose}training data is {array[*known, *rest]}: mend that "
-        "number, mask its step, or leave such updates out by optimizer.skip_nonfinite"
-    )
+    where = f"{path}[{', '.join(map(str, place))}] of {data} data"
+    return f"{where} is {value}: mend that number, or mask its step"
 
 
 def _standardise(batch: PyTree) -> str:

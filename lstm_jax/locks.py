@@ -8,8 +8,10 @@ from pathlib import Path
 from filelock import FileLock
 
 # What a file system answers that has no locks: a network's without a lock manager or
-# mounted without them, a driver that does not have the call.
-_MISSING = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# mounted without them, a driver that does not have the call or this operation of it.
+_MISSING = {
+    *(errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
+}
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def problem(folder: Path) -> str | None:
         files = json.loads(path.read_text())["files"]
         for name, expected in files.items():
             path = folder / name
-            if folder not in path.parents or ".." in path.parts:
+            if folder not in path.parents or ".." in Path(name).parts:
                 return f"{FILE} names a file outside"
             found = _describe(path)
             if found["size"] != expected["size"]:

@@ -199,10 +199,10 @@ def make_programs(
 
     def begin_row(own: Any, _: Any) -> tuple[Any, UInt32[Array, " L"]]:
         state, active = own
-        zeros, marks = steps.begin_row(state)
+        zeros, checksums = steps.begin_row(state)
         going = jnp.isfinite(state.sums["loss"]) & (active == 1)
         sums = jax.tree.map(functools.partial(jnp.where, going), zeros, state.sums)
-        return sums, marks
+        return sums, checksums
 
     def has_gradient(own: Any, examples: Examples) -> Bool[Array, " L"]:
         state, drawn = own

@@ -1,5 +1,6 @@
 """A trained run, loaded to answer."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -53,7 +54,9 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
       step: which checkpoint; None: the best if the run tracks one, else the last.
 
     Raises:
-      UserError: the folder holds no run that answers, or no such checkpoint.
+      UserError: the folder holds no run that answers, or no such checkpoint, or its
+        config describes another model than the one that was trained. A line on stderr
+        says where that is not known, as of runs of other versions.
     """
     workdir = local_path(workdir)
     config = workdirs.read_config(workdir)
@@ -69,20 +72,13 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     if step is None:
         step = workdirs.answering_step(workdir, config.checkpoint.best or None)
     params = workdirs.load_params(workdir, step)
-    trained = check_described(workdir)
     predictor = _predictor(model, inputs)
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, predictor.params):
         raise UserError(
             f"the checkpoint of step {step} in {workdir} is of another model than its "
             "files describe: restore them, or train again"
         )
-    # The config may have been edited since. Other versions may trace it otherwise.
-    known = trained if trained and trained.versions == identity.versions() else None
-    if known and known.prediction and not identity.is_predicted_by(known, predictor):
-        raise UserError(
-            f"{workdir} was trained with another model than its {workdirs.CONFIG_FILE} "
-            "describes now: restore that file, or train again"
-        )
+    _check_predictor(workdir, predictor)
     return Run(config, model, params, vocabulary, labels, step)
 
 
@@ -96,20 +92,27 @@ def identify(config: Config, task: Task) -> Identity:
     return identity.identify(config, task, _described(config, task.files))
 
 
-def check_described(workdir: str | Path) -> Identity | None:
+def check_described(workdir: str | Path, config: Config) -> None:
     """Refuse a run whose config describes another model than the one that was trained.
 
-    A line on stderr says where that is not known, as of runs of earlier versions.
+    A line on stderr says where that is not known, as of runs of other versions.
 
     Args:
       workdir: folder of the run.
-
-    Returns:
-      What the run stored; None: nothing.
+      config: what is stored there.
 
     Raises:
-      UserError: as it says.
+      UserError: it describes another one, or what the run stored is damaged.
     """
+    files = {}
+    for name in (VOCABULARY_FILE, LABELS_FILE):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            files[name] = (local_path(workdir) / name).read_text(encoding="utf-8")
+    _check_predictor(workdir, _described(config, files))
+
+
+def _check_predictor(workdir: str | Path, predictor: Predictor | None) -> None:
+    """As `check_described`, of what predict.py would make of the run."""
     trained = identity.read(workdir)
     if trained is not None and trained.prediction is None:
         raise UserError(
@@ -117,13 +120,22 @@ def check_described(workdir: str | Path) -> Identity | None:
             "load its parameters in Python by lstm_jax.workdirs.load_params, for the "
             "model that they are of"
         )
-    if trained is None or not trained.prediction:
+    why = None
+    if trained is None or not trained.prediction or predictor is None:
+        why = "it does not say so"
+    elif trained.versions != identity.versions():  # which may trace it otherwise
+        why = "it was stored by another version of jax, flax, optax or lstm_jax"
+    elif not identity.is_predicted_by(trained, predictor):
+        raise UserError(
+            f"{workdir} was trained with another model than its {workdirs.CONFIG_FILE} "
+            "describes now: restore that file, or train again"
+        )
+    if why is not None:
         print(
-            f"{workdir} does not say whether its config describes the model that was "
-            "trained: not compared",
+            f"whether the config of {workdir} describes the model that was trained is "
+            f"not known: {why}",
             file=sys.stderr,
         )
-    return trained
 
 
 def _described(config: Config, files: Mapping[str, str]) -> Predictor | None:

@@ -1,39 +1,41 @@
-"""What a run says of itself beside its rows, where every number is finite.
+"""Lines of a run about what goes wrong while every number is finite.
 
-A loss that jumps, and parameters that no update changes.
+The loss jumps, or updates do not change the parameters.
 """
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt32
 
-from lstm_jax.pictures import Row, show_number
+from lstm_jax.pictures import show_number
 
 # A loss has jumped that is so many times its running mean, of so many rows, and that is
 # so many times further above it than a row was above the one before, of the last few:
 # with a row each step, losses of small batches are several times each other. Of 800
 # such rows of `fable` 5 count as jumps, of its 16 rows of 50 steps none.
 _TIMES, _MEAN_OF = 1.5, 2
-_RISES, _LEAST, _MOST = 3.0, 4, 8
+_RISES, _LEAST, RECENT = 3.0, 4, 8
+
+# A few updates may be none: the first of a warm-up, the last of a cosine.
+_STEPS = 10
 
 
-def jump(earlier: Iterable[Row], row: Row) -> str | None:
-    """Return a line about a row of training whose loss is far above those before it.
+def jump(losses: Sequence[float], loss: float) -> str | None:
+    """Return a line about a training loss that is far above those before it.
 
     Args:
-      earlier: rows of the same run, or of the same member of a sweep, newest first.
-      row: the new one.
+      losses: of the rows before it, the newest last; the last `RECENT` are enough.
+      loss: of the new row.
     """
-    train = (r for r in earlier if r["split"] == "train" and r["loss"] is not None)
-    losses = [r["loss"] for r in itertools.islice(train, _MOST)]
-    if len(losses) < _LEAST:
+    recent = [*losses][-RECENT:]
+    if len(recent) < _LEAST:
         return None
-    mean, loss = statistics.fmean(losses[:_MEAN_OF]), row["loss"]
-    rise = max(new - old for new, old in itertools.pairwise(losses))
+    mean = statistics.fmean(recent[-_MEAN_OF:])
+    rise = max(new - old for old, new in itertools.pairwise(recent))
     # A mean below 0 has no multiples.
     if not (0 < _TIMES * mean <= loss and loss - mean >= _RISES * rise):
         return None
@@ -43,49 +45,53 @@ def jump(earlier: Iterable[Row], row: Row) -> str | None:
     )
 
 
-class Watch(NamedTuple):
-    """Which parameters training changes, of a run or of each member of a sweep.
+class Updates(NamedTuple):
+    """Which parameters the updates change, of a run or of each replica of a sweep.
 
     Attributes:
-      marks: of each array at the last row, as of `lstm_jax.steps.marks`.
-      resting: arrays that did not change between the last two rows.
-      asked: arrays of which it is known whether they have a gradient.
+      step: of the row from which on it is looked for changes.
+      sums: checksums of the parameters then, as of `lstm_jax.steps.checksums`.
+      unchanged: arrays that were the same at the next row looked at.
+      checked: arrays of which it is known whether they have a gradient.
     """
 
-    marks: UInt32[np.ndarray, "*M L"]
-    resting: Bool[np.ndarray, "*M L"]
-    asked: Bool[np.ndarray, "*M L"]
+    step: int
+    sums: UInt32[np.ndarray, "*M L"]
+    unchanged: Bool[np.ndarray, "*M L"]
+    checked: Bool[np.ndarray, "*M L"]
 
 
-def begin(marks: UInt32[np.ndarray, "*M L"]) -> Watch:
+def begin(step: int, sums: UInt32[np.ndarray, "*M L"]) -> Updates:
     """Return what is known before the first row."""
-    return Watch(marks, np.zeros_like(marks, bool), np.zeros_like(marks, bool))
+    return Updates(step, sums, np.zeros_like(sums, bool), np.zeros_like(sums, bool))
 
 
-def look(watch: Watch, marks: UInt32[np.ndarray, "*M L"]) -> Watch:
+def compare(updates: Updates, step: int, sums: UInt32[np.ndarray, "*M L"]) -> Updates:
     """Return what is known after a row."""
-    return watch._replace(marks=marks, resting=marks == watch.marks)
+    if step - updates.step < _STEPS:
+        return updates
+    return updates._replace(step=step, sums=sums, unchanged=sums == updates.sums)
 
 
-def to_ask(watch: Watch) -> Bool[np.ndarray, "*M L"]:
-    """Return the arrays whose gradient is to be computed: resting, and never asked."""
-    return watch.resting & ~watch.asked
+def unchecked(updates: Updates) -> Bool[np.ndarray, "*M L"]:
+    """Return the unchanged arrays whose gradient is to be computed."""
+    return updates.unchanged & ~updates.checked
 
 
-def at_rest(names: Sequence[str], resting: Bool[np.ndarray, " L"]) -> str:
-    """Return a line about parameters that rest though they have a gradient.
+def line_about(names: Sequence[str], unchanged: Bool[np.ndarray, " L"]) -> str:
+    """Return a line about parameters that do not change though they have a gradient.
 
     Args:
       names: of all arrays of the parameters.
-      resting: which of them it is about.
+      unchanged: which of them it is about.
     """
-    found = [name for name, rests in zip(names, resting, strict=True) if rests]
+    chosen = [name for name, same in zip(names, unchanged, strict=True) if same]
     which = "any parameter"
-    if len(found) < len(names):
-        rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        which = ", ".join(found[:3]) + rest
+    if len(chosen) < len(names):
+        more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
+        which = ", ".join(chosen[:3]) + more
     return (
-        f"the updates since the row before did not change {which}, though the gradient "
-        "is not 0: raise optimizer.learning_rate (a change below a parameter's "
-        "precision is none)"
+        f"the updates of {_STEPS} steps or more did not change {which}, though the "
+        "gradient is not 0: raise optimizer.learning_rate (a change below a "
+        "parameter's precision is none)"
     )

@@ -364,40 +364,52 @@ def take_batch(
 
 
 def is_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether the losses since the last row and all parameters are numbers."""
-    finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
+    """Return whether losses, parameters and the optimizer's state are finite.
+
+    The losses since the last row. An optimizer's second moment that has overflowed
+    divides every later update by infinity.
+    """
+    leaves = jax.tree.leaves((state.params, state.opt_state))
+    finite = [jnp.all(jnp.isfinite(a)) for a in leaves]
     return jnp.stack([jnp.isfinite(state.sums["loss"]), *finite]).all()
 
 
 def begin_row(state: TrainState) -> tuple[Sums, UInt32[Array, " L"]]:
-    """What the sums of the next row begin with, and `marks` of the parameters."""
-    return jax.tree.map(jnp.zeros_like, state.sums), marks(state.params)
+    """Return zeros for the sums of the next row, and checksums of the parameters."""
+    zeros = jax.tree.map(jnp.zeros_like, state.sums)
+    return zeros, checksums(state.params)
 
 
-def marks(params: Params) -> UInt32[Array, " L"]:
-    """A number of each array of the parameters: another one where a bit is another.
+def checksums(params: Params) -> UInt32[Array, " L"]:
+    """Return a checksum of each array of the parameters, of 32 bits."""
 
-    But for one change in four thousand million.
-    """
-
-    def mark(array: Array) -> UInt32[Array, ""]:
+    def checksum(array: Array) -> UInt32[Array, ""]:
         if jnp.iscomplexobj(array):
             array = jnp.stack([array.real, array.imag])
         bits = jax.lax.bitcast_convert_type(
             array, jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-        ).ravel()
-        high = (bits >> 32).astype(jnp.uint32) if bits.dtype == jnp.uint64 else 0
-        # Odd: no change of one number is multiplied away.
-        odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-        return jnp.sum((bits.astype(jnp.uint32) + 31 * high) * odd, dtype=jnp.uint32)
+        )
+        if bits.dtype == jnp.uint64:
+            bits = bits ^ (bits >> 32) * 31
+        # Each entry's factor is odd: no change of an entry is multiplied away. Axis by
+        # axis: an array that is divided over devices stays so.
+        factor, stride = jnp.ones(bits.shape, jnp.uint32), 2
+        for axis in reversed(range(bits.ndim)):
+            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            factor += stride % 2**32 * place
+            stride *= bits.shape[axis]
+        return jnp.sum(bits.astype(jnp.uint32) * factor, dtype=jnp.uint32)
 
-    return jnp.stack([mark(array) for array in jax.tree.leaves(params)])
+    return jnp.stack([checksum(array) for array in jax.tree.leaves(params)])
 
 
 def has_gradient(
     stepping: Stepping, keys: Keys, state: TrainState, examples: Examples
 ) -> Bool[Array, " L"]:
-    """Whether each array of the parameters has one, on a bucket's first batch."""
+    """Return whether each array of the parameters has a finite gradient that is not 0.
+
+    It is that of a bucket's first batch.
+    """
     task = stepping.task
     order = jnp.arange(size_of(examples))
     batch, weight = take_batch(examples, order, jnp.int32(0), stepping.batch_size)
@@ -405,7 +417,12 @@ def has_gradient(
     gradient = jax.grad(
         lambda params: task.loss(params, batch, weight, key, state.carry)[0]["loss"]
     )(state.params)
-    return jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient)])
+    return jnp.stack(
+        [
+            jnp.any(leaf != 0) & jnp.all(jnp.isfinite(leaf))
+            for leaf in jax.tree.leaves(gradient)
+        ]
+    )
 
 
 def evaluate(task: Task, batch_size: int, params: Params, examples: Examples) -> Sums:

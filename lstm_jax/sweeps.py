@@ -5,6 +5,7 @@ loss is not finite, stays as it is while the others go on. At the end each membe
 answers has a folder of its own, `<workdir>/members/seed0_lr0.001`, which is a run's.
 """
 
+import collections
 import contextlib
 import functools
 import math
@@ -20,6 +21,7 @@ import numpy as np
 
 from lstm_jax import (
     checkpoints,
+    diagnosis,
     interrupts,
     members,
     prediction,
@@ -257,25 +259,32 @@ def _train(
         )
         return state._replace(members=states), number
 
-    watch = remarks.begin(jax.device_get(programs.begin_row(state.members, active)[1]))
+    checksums = jax.device_get(programs.begin_row(state.members, active)[1])
+    updates = remarks.begin(at, checksums)
+    losses = [collections.deque(maxlen=remarks.RECENT) for _ in made.own]
+    numbers_of = {member: number for number, member in enumerate(made.own)}
+    for row in out.rows:
+        if row["split"] == "train" and row["loss"] is not None:
+            member = Member(*(row[name] for name in Member._fields))
+            losses[numbers_of[member]].append(row["loss"])
 
-    def remark(state: SweepState) -> None:
-        nonlocal watch
-        going = np.zeros((len(watch.asked), 1), bool)
-        going[:count, 0] = [p.is_active() for p in progress]
-        if (asked := remarks.to_ask(watch) & going).any():
+    def check_updates(state: SweepState) -> None:
+        nonlocal updates
+        active_only = np.zeros((len(updates.checked), 1), bool)
+        active_only[:count, 0] = [p.is_active() for p in progress]
+        if (unchecked := remarks.unchecked(updates) & active_only).any():
             gradient = programs.has_gradient(state.members, made.drawn, examples)
-            found = asked & jax.device_get(gradient)
-            watch = watch._replace(asked=watch.asked | asked)
-            for number in np.flatnonzero(found.any(1)).tolist():
-                say_of(number, remarks.at_rest(names, found[number]))
+            stuck = unchecked & jax.device_get(gradient)
+            updates = updates._replace(checked=updates.checked | unchecked)
+            for number in np.flatnonzero(stuck.any(1)).tolist():
+                say_of(number, remarks.line_about(names, stuck[number]))
 
     def cut(state: SweepState) -> tuple[tuple[MemberSums, Any], SweepState]:
-        remark(state)
+        check_updates(state)
         sums = state.members.sums
-        zeros, marks = programs.begin_row(state.members, active)
+        zeros, checksums = programs.begin_row(state.members, active)
         states = state.members._replace(sums=zeros)
-        return (sums, marks), state._replace(members=states)
+        return (sums, checksums), state._replace(members=states)
 
     def stop(number: int, why: str, **change: Any) -> None:
         nonlocal active
@@ -299,17 +308,20 @@ def _train(
                 row = {"step": step, "epoch": step / per_epoch, "split": split}
                 row = {**member._asdict(), **row, **means, "seconds": seconds}
                 rows[number] = row
-        jumps = _jumps(out.rows, rows) if split == "train" else {}
         if rows:
             sweep_report.add_rows(out, list(rows.values()))
-        for number, jump in jumps.items():
-            say_of(number, f"step {step}: {jump}")
+        if split == "train":
+            for number, row in rows.items():
+                if line := remarks.jump(losses[number], row["loss"]):
+                    say_of(number, f"step {step}: {line}")
+                if math.isfinite(row["loss"]):
+                    losses[number].append(row["loss"])
         return metrics
 
     def add_train_row(step: int, since: tuple[MemberSums, Any]) -> None:
-        nonlocal watch
-        sums, marks = since
-        watch = remarks.look(watch, jax.device_get(marks))
+        nonlocal updates
+        sums, checksums = since
+        updates = remarks.compare(updates, step, jax.device_get(checksums))
         # The sums: the means of steps whose updates were all skipped are no numbers.
         finite = np.isfinite(jax.device_get(sums["loss"]))
         for number, metrics in enumerate(add_rows("train", step, sums)):
@@ -319,22 +331,37 @@ def _train(
                 stop(number, "a number is not finite: it ends", diverged=True)
             elif not splits and metrics["train_loss"] is not None:
                 progress[number] = progress[number]._replace(step=step, metrics=metrics)
-        check_any()
+        check_any(step)
 
-    def check_any() -> None:
+    def check_any(step: int) -> None:
         if all(p.diverged and not p.answers() for p in progress):
+            params = jax.device_get(task.init(steps.make_keys(config.seed).init))
+            advice = diagnosis.bad_input(
+                task, config.batch_size, params, task.examples, "training"
+            )
             raise UserError(
-                f"numbers are not finite in all of the {count} members by step {at}: "
-                "lower the learning rates, set optimizer.clip_norm, or leave such "
-                "updates out by optimizer.skip_nonfinite, in another --workdir"
+                f"numbers are not finite in all of the {count} members by step {step}: "
+                f"{advice or 'lower the learning rates, set optimizer.clip_norm'}, or "
+                "leave such updates out by optimizer.skip_nonfinite, in another "
+                "--workdir"
             )
 
+    looked_at: set[str] = set()  # splits, for numbers that are not finite
+
     def evaluate(state: SweepState, step: int) -> tuple[SweepState, Metrics, bool]:
+        check_updates(state)  # no row follows the last one
         params = steps.predicting_params(state.members)
         found: list[Metrics] = [{} for _ in made.own]
         for name, buckets in splits.items():
             sums = [programs.measure(params, bucket) for bucket in buckets]
             rows = add_rows(name, step, programs.total(sums))
+            bad = [i for i, row in enumerate(rows) if row[f"{name}_loss"] is None]
+            if name not in looked_at and bad and progress[bad[0]].is_active():
+                looked_at.add(name)
+                one = jax.device_get(members.take(params, bad[0]))
+                size, buckets = config.batch_size, task.splits[name]
+                if bad := diagnosis.bad_input(task, size, one, buckets, name):
+                    reporting.say(out, bad)
             for all_of, of in zip(found, rows, strict=True):
                 all_of |= of
         better = np.zeros(len(made.drawn.learning_rate), bool)
@@ -358,7 +385,7 @@ def _train(
         for number in np.flatnonzero(~finite[:count]).tolist():
             if progress[number].is_active():
                 stop(number, "a number is not finite: it ends", diverged=True)
-        check_any()
+        check_any(step)
         meta = {
             "metrics": metrics,
             "step": step,
@@ -378,19 +405,6 @@ def _train(
     finally:
         reporting.close_report(out)
     return last[0], progress, last[1]
-
-
-def _jumps(earlier: list[Row], rows: dict[int, Row]) -> dict[int, str]:
-    """What `remarks.jump` says of members, by their number."""
-
-    def same(row: Row, other: Row) -> bool:
-        return all(row[name] == other[name] for name in Member._fields)
-
-    found = {
-        number: remarks.jump((r for r in reversed(earlier) if same(r, row)), row)
-        for number, row in rows.items()
-    }
-    return {number: line for number, line in found.items() if line is not None}
 
 
 def _evaluated(progress: Progress, metrics: Metrics, step: int, best: str) -> Progress:

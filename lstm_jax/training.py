@@ -1,5 +1,6 @@
 """`fit`: the one place with jit and side effects."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -330,20 +331,23 @@ def _train(
         where = programs.number(bucket), programs.number(count)
         return programs.run(state, examples[bucket], *where), count
 
-    watch = remarks.begin(fetch(programs.begin_row(state)[1]))
+    updates = remarks.begin(step, fetch(programs.begin_row(state)[1]))
+    rows = [] if out is None else [r for r in out.rows if r["split"] == "train"]
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    losses = collections.deque(losses, maxlen=remarks.RECENT)
 
-    def remark(state: TrainState) -> None:
-        nonlocal watch
-        if (asked := remarks.to_ask(watch)).any():
-            found = asked & fetch(programs.has_gradient(state, examples[0]))
-            watch = watch._replace(asked=watch.asked | asked)
-            if found.any():
-                reporting.say(out, remarks.at_rest(names, found))
+    def check_updates(state: TrainState) -> None:
+        nonlocal updates
+        if (unchecked := remarks.unchecked(updates)).any():
+            stuck = unchecked & fetch(programs.has_gradient(state, examples[0]))
+            updates = updates._replace(checked=updates.checked | unchecked)
+            if stuck.any():
+                reporting.say(out, remarks.line_about(names, stuck))
 
     def cut(state: TrainState) -> tuple[tuple[Sums, Array], TrainState]:
-        remark(state)
-        zeros, marks = programs.begin_row(state)
-        return (state.sums, marks), state._replace(sums=zeros)
+        check_updates(state)
+        zeros, checksums = programs.begin_row(state)
+        return (state.sums, checksums), state._replace(sums=zeros)
 
     def add_row(split: str, step: int, sums: Sums) -> Metrics:
         sums = fetch(sums)  # waits for the device
@@ -351,29 +355,38 @@ def _train(
             raise _NotFiniteError
         means = means_of(task, sums)
         row = {"step": step, "epoch": step / per_epoch, "split": split, **means}
-        jump = None
-        if out is not None and split == "train":
-            jump = remarks.jump(reversed(out.rows), row)
         reporting.add_row(out, row | {"seconds": time.perf_counter() - begun})
-        if jump is not None:
-            reporting.say(out, f"step {step}: {jump}")
         return metrics_of(split, means)
 
     def add_train_row(step: int, since: tuple[Sums, Array]) -> None:
-        nonlocal watch
-        sums, marks = since
-        add_row("train", step, sums)
-        watch = remarks.look(watch, fetch(marks))
+        nonlocal updates
+        sums, checksums = since
+        loss = add_row("train", step, sums)["train_loss"]
+        updates = remarks.compare(updates, step, fetch(checksums))
+        if loss is not None:
+            if line := remarks.jump(losses, loss):
+                reporting.say(out, f"step {step}: {line}")
+            losses.append(loss)
 
     def sample(state: TrainState) -> None:
         assert task.sample is not None
         shown = programs.peek(state.step, examples[0])
         reporting.say(out, task.sample(state.params, shown))
 
+    looked_at: set[str] = set()  # splits, for numbers that are not finite
+
     def evaluate(state: TrainState, step: int) -> tuple[TrainState, Metrics, bool]:
         nonlocal record
-        remark(state)  # no row follows the last one
+        check_updates(state)  # no row follows the last one
         metrics = _evaluate(programs, splits, state, step, add_row)
+        for name in splits:
+            if metrics[f"{name}_loss"] is None and name not in looked_at:
+                looked_at.add(name)
+                if not processes.several():  # or no process has all of it
+                    params = fetch(steps.predicting_params(state))
+                    size, buckets = config.batch_size, task.splits[name]
+                    if bad := diagnosis.bad_input(task, size, params, buckets, name):
+                        reporting.say(out, bad)
         record = with_evaluation(record, metrics, best)
         ended = bool(config.patience) and record.waited >= config.patience
         if ended and step < num_steps:

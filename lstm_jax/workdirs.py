@@ -16,6 +16,7 @@ from filelock import Timeout
 from lstm_jax import checkpoints, identity, processes
 from lstm_jax.cells import Params
 from lstm_jax.config import Config, base_config, flatten
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.identity import Identity
 from lstm_jax.locks import locked
@@ -209,7 +210,10 @@ def _check_folder(
             f"{CONFIG_FILE}: {other}"
         )
     for path in workdir.glob(f"*/{CONFIG_FILE}"):
-        raise UserError(f"{workdir} holds runs, such as {path.parent.name}: {other}")
+        # Other programs write a file of that name, too.
+        if (path.parent / "checkpoints").is_dir():
+            runs = f"holds runs, such as {path.parent.name}"
+            raise UserError(f"{workdir} {runs}: {other}")
     return False
 
 
@@ -280,7 +284,8 @@ def read_config(workdir: str | Path) -> Config:
     Raises:
       UserError: the folder holds no run.
     """
-    path = Path(workdir) / CONFIG_FILE
+    workdir = local_path(workdir)
+    path = workdir / CONFIG_FILE
     mend = "restore it, or train in another folder"
     try:
         fields = json.loads(path.read_text())
@@ -331,6 +336,7 @@ def answering_step(workdir: str | Path, best: str | None) -> int:
     Raises:
       UserError: there is none, or a sweep's.
     """
+    workdir = local_path(workdir)
     _refuse_sweep(workdir)
     with checkpoints.open_checkpoints(workdir) as opened:
         step = checkpoints.best_step(opened, best) if best else None
@@ -349,6 +355,7 @@ def load_params(workdir: str | Path, step: int) -> Params:
     Raises:
       UserError: it is a sweep's.
     """
+    workdir = local_path(workdir)
     _refuse_sweep(workdir)
     with checkpoints.open_checkpoints(workdir) as opened:
         return jax.device_put(checkpoints.restore_params(opened, step))

@@ -297,6 +297,29 @@ def test_types_are_those_of_what_is_sharded() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", ["fused", "autodiff"])
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_gradients_of_each_of_several_batches(
+    implementation: Any, on_mesh: bool
+) -> None:
+    """Batches are sharded over one axis, their rows over the other one."""
+    cell, mesh = lj.lstm(4), square_mesh()
+    params, xs = random_params(cell), random_xs(2 * BATCH, TIME)
+    xs = xs.reshape(2, BATCH, *xs.shape[1:])
+
+    def loss(params: Any, xs: Any) -> Any:
+        _, ys = lj.unroll(cell, params, xs, implementation=implementation)
+        return jnp.sum(jnp.square(ys))
+
+    gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
+    expected = gradient(params, xs)
+    with jax.set_mesh(mesh):
+        given = put(params, mesh) if on_mesh else params
+        assert_close(gradient(given, put(xs, mesh, "m", "d")), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
 def test_rows_are_where_the_carry_is() -> None:
     cell = lj.gru(4)
     params, xs = random_params(cell), random_xs(BATCH, TIME)

@@ -63,6 +63,17 @@ def test_other_names(tmp_path: Path, name: str) -> None:
     assert_saves(tmp_path / name)
 
 
+@pytest.mark.parametrize("path", ["../run", "a/../b", "./a//b/.", "run"])
+def test_paths_that_are_not_written_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert_saves(Path(path))
+    with checkpoints.open_checkpoints(Path(path).resolve()) as opened:
+        assert checkpoints.latest_step(opened) == 2
+
+
 def test_a_run_beside_it_that_the_name_matches(tmp_path: Path) -> None:
     """What another run is saving at the same step is not taken in."""
     save(tmp_path / "run1", state_of(1, scale=100.0))

@@ -110,8 +110,14 @@ def test_another_loss() -> None:
         assert differing(identify(task), identify(with_loss(task, change))) == names
     other = identify(toy_task(dropout=0.25))
     assert differing(identify(task), other) == {"loss"}
-    reported = task._replace(finish=lambda means: means | {"bits": 2 * means["loss"]})
-    assert differing(identify(task), identify(reported)) == {"evaluation"}
+    seen = {identify(task).evaluation}
+    for change in (lambda loss: 2 * loss, np.sqrt, np.square, lambda loss: 1 / loss):
+        reported = task._replace(
+            finish=lambda means, change=change: means | {"loss": change(means["loss"])}
+        )
+        assert differing(identify(task), identify(reported)) == {"evaluation"}
+        seen.add(identify(reported).evaluation)
+    assert len(seen) == 5
 
 
 def test_other_data() -> None:
@@ -127,8 +133,13 @@ def test_other_data() -> None:
         task._replace(examples=({"inputs": inputs[::-1], "labels": labels[::-1]},)),
         task._replace(splits={"test": task.splits["all"]}),
         task._replace(order=np.arange(10)),
+        # As many as the steps of the run read, but none of a walk.
+        task._replace(order=np.arange(80) % 10),
     ):
         assert differing(identify(task), identify(other)) == {"data"}
+    orders = [task._replace(order=np.arange(80) // n % 10) for n in (1, 8)]
+    orders += [task._replace(order=np.where(np.arange(80) < 4, np.arange(80), 0))]
+    assert len({identify(other).data for other in orders}) == 3
     on_device = task._replace(examples=jax.tree.map(jnp.asarray, task.examples))
     assert differing(identify(task), identify(on_device)) == set()
 
@@ -372,8 +383,8 @@ def test_a_model_of_ones_own_is_not_answered_with_the_configs(
     capsys.readouterr()
     assert prediction.load(tmp_path / "run").step == 1
     assert capsys.readouterr().err == (
-        f"{tmp_path / 'run'} does not say whether its config describes the model that "
-        "was trained: not compared\n"
+        f"whether the config of {tmp_path / 'run'} describes the model that was "
+        "trained is not known: it does not say so\n"
     )
 
 
@@ -390,6 +401,15 @@ def test_an_edited_config_is_seen(
     path.write_text(text.replace('"pooling": "last"', '"pooling": "mean"'))
     with pytest.raises(UserError, match="describes now: restore"):
         prediction.load(tmp_path / "run")
+    path.write_text(text.replace('"simple_rnn"', '"simple_rnn(activation=relu)"'))
+    with pytest.raises(UserError, match="describes now: restore"):
+        convert._read(tmp_path / "run", "simple_rnn", "torch")
+    # What other versions trace is not compared, and that is told.
+    path = tmp_path / "run" / "identity.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"versions": {"jax": "0.1"}}))
+    assert prediction.load(tmp_path / "run").step == 1
+    assert "is not known: it was stored by another version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

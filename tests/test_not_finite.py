@@ -13,6 +13,8 @@ import pytest
 from reference import assert_same_bits
 from toy_runs import (
     BATCH,
+    climbing_config,
+    climbing_task,
     ragged_arrays,
     ragged_task,
     rows_of,
@@ -24,7 +26,7 @@ from toy_runs import (
 )
 
 import lstm_jax as lj
-from lstm_jax import steps, training
+from lstm_jax import diagnosis, steps, training
 from lstm_jax.errors import UserError
 from lstm_jax.tasks import Task, classification
 
@@ -236,3 +238,68 @@ def test_skipped_too_often(tmp_path: Path) -> None:
 def test_padding_may_hold_anything(tmp_path: Path) -> None:
     task = ragged_task(1, cells=(lj.lstm(3),))
     assert np.isfinite(training.fit(toy_config(), task, tmp_path)["all_loss"])
+
+
+def spoilt() -> tuple[np.ndarray, np.ndarray]:
+    inputs, labels = toy_arrays()
+    inputs[7, 2, 1] = np.nan
+    return inputs, labels
+
+
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_a_number_of_an_evaluated_split_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: int
+) -> None:
+    task = classification(toy_model(), *toy_arrays(), {"test": spoilt()})
+    config = toy_config(**{"sweep.seeds": seeds, "report.evaluate_every": 5})
+    training.fit(config, task, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "mend" in line] == [
+        "inputs[7, 2, 1] of the test data is nan: mend that number, or mask its step"
+    ]
+
+
+def test_a_number_that_a_whole_sweep_meets_is_named(tmp_path: Path) -> None:
+    task = classification(toy_model(), *spoilt(), {})
+    with pytest.raises(UserError, match="in all of the 2 members by step 5: ") as error:
+        training.fit(toy_config(**{"sweep.seeds": 2}), task, tmp_path)
+    expected = "inputs[7, 2, 1] of the training data is nan: mend that number, or mask"
+    assert expected in str(error.value)
+
+
+def test_what_nothing_reads_is_not_blamed() -> None:
+    inputs, labels, lengths = ragged_arrays()
+    inputs[np.arange(6) >= lengths[:, None]] = np.nan
+    task = ragged_task(1, cells=(lj.gru(3),))
+    params = task.init(jax.random.key(0))
+    bucket = {"inputs": inputs, "labels": labels, "lengths": lengths}
+    assert diagnosis.bad_input(task, BATCH, params, (bucket,), "test") is None
+    (row,) = np.flatnonzero(lengths == lengths.max())[:1]
+    inputs[row, 1, 0] = np.nan
+    assert diagnosis.bad_input(task, BATCH, params, (bucket,), "test") == (
+        f"inputs[{row}, 1, 0] of the test data is nan: mend that number, or mask its "
+        "step"
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_a_gradient_too_large_for_its_square(tmp_path: Path, name: str) -> None:
+    """It and every parameter are finite; the moment is not, and w stands still."""
+    task = climbing_task(lambda w: w)
+    loss = task.loss
+
+    def steep(params: Any, *rest: Any) -> Any:
+        sums, carry = loss({"w": params["w"] * 1e20}, *rest)
+        return sums, carry
+
+    config = climbing_config(**{"optimizer.name": name, "checkpoint.every": 5})
+    message = (
+        "the square of the gradient of w, which is 1e.20 .*set optimizer.clip_norm"
+    )
+    with pytest.raises(UserError, match=message):
+        training.fit(config, task._replace(loss=steep), tmp_path)
+    clipped = {"optimizer.name": name, "optimizer.clip_norm": 1.0}
+    result = training.fit(
+        climbing_config(**clipped), task._replace(loss=steep), tmp_path / "clipped"
+    )
+    assert result["test_loss"] > 1.0

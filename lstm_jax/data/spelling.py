@@ -19,7 +19,7 @@ _INVISIBLE = [
     *map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xFE00, 0xFE10)]),
 ]
 # The last two of each are what Windows writes, read as Latin-1.
-_APOSTROPHES = "\u2018\u2019\u201b\u02bb\u02bc\x91\x92"
+_APOSTROPHES = "\u2018\u2019\u201a\u201b\u02bb\u02bc\x91\x92"
 _QUOTES = "\u201c\u201d\u201e\u201f\x93\x94"
 _HYPHENS = "\u2010\u2212"  # NFKC makes the first of U+2011
 # NFKC makes digits of them: 10² would become 102. And letters.
@@ -69,8 +69,8 @@ def words(lowercase: bool) -> Normalizer:
         ),
     ]
     if lowercase:
-        # Lower case of İ is i and a dot.
-        steps += [Lowercase(), Replace("i\u0307", "i")]
+        # Lower case of İ is i and a dot, and of a capital sigma never the final one.
+        steps += [Lowercase(), Replace("i\u0307", "i"), Replace("ς", "\u03c3")]
     # Last: letters and accents may have come together, and there are letters with an
     # accent that exist in lower case alone.
     return normalizers.Sequence([*steps, NFC()])

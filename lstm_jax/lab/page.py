@@ -297,7 +297,9 @@ def _table(
 
 
 def _picture(draw: Callable[[], bytes], says: str) -> str:
-    data = base64.b64encode(drawn(says, draw) or b"").decode()
+    if (png := drawn(says, draw)) is None:
+        return _note(f"not drawn: {says}")
+    data = base64.b64encode(png).decode()
     return f'<img alt="{_text(says)}" src="data:image/png;base64,{data}">'
 
 

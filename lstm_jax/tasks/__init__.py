@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from lstm_jax.cells import CellError
 from lstm_jax.config import Config, check_config, refuse_unread
+from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.classification import classification
 from lstm_jax.tasks.classify_images import classify_images
@@ -82,9 +83,8 @@ def make_task(config: Config, workdir: str | Path | None = None) -> Task:
 def _stored_vocabulary(workdir: str | Path | None) -> Tokenizer | None:
     if workdir is None:
         return None
+    path = local_path(workdir) / VOCABULARY_FILE
     try:
-        return Tokenizer.from_str(
-            (Path(workdir) / VOCABULARY_FILE).read_text(encoding="utf-8")
-        )
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception:  # none there; or damaged, and training refuses that folder
         return None
