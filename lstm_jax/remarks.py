@@ -4,7 +4,6 @@ The loss jumps, or updates do not change the parameters.
 """
 
 import itertools
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,12 +12,13 @@ from jaxtyping import Bool, UInt32
 
 from lstm_jax.pictures import show_number
 
-# A loss has jumped that is so many times its running mean, of so many rows, and that is
-# so many times further above it than a row was above the one before, of the last few:
-# with a row each step, losses of small batches are several times each other. Of 800
-# such rows of `fable` 5 count as jumps, of its 16 rows of 50 steps none.
-_TIMES, _MEAN_OF = 1.5, 2
-_RISES, _LEAST, RECENT = 3.0, 4, 8
+# A loss has jumped that is so many times its least running mean over two rows, of so
+# many rows, and that is further above it than so many times what a row was above the
+# one before: with a row each step, losses of small batches are several times each
+# other. Of 800 such rows of `fable` 10 count as jumps, of its 16 rows of 50 steps none.
+_TIMES, _RECENT, _RISES = 1.5, 8, 2.5
+# Below so much of the first loss it is no matter: a run that has converged.
+_LEAST = 0.02
 
 # A few updates may be none: the first of a warm-up, the last of a cosine.
 _STEPS = 10
@@ -28,16 +28,17 @@ def jump(losses: Sequence[float], loss: float) -> str | None:
     """Return a line about a training loss that is far above those before it.
 
     Args:
-      losses: of the rows before it, the newest last; the last `RECENT` are enough.
+      losses: of all rows before it, the newest last.
       loss: of the new row.
     """
-    recent = [*losses][-RECENT:]
-    if len(recent) < _LEAST:
+    pairs = [*itertools.pairwise(losses[-_RECENT:])]
+    if len(pairs) < 3:
         return None
-    mean = statistics.fmean(recent[-_MEAN_OF:])
-    rise = max(new - old for old, new in itertools.pairwise(recent))
+    mean = min(sum(pair) / 2 for pair in pairs)
+    rise = max(new - old for old, new in pairs)
+    least = max(_RISES * rise, _LEAST * losses[0])
     # A mean below 0 has no multiples.
-    if not (0 < _TIMES * mean <= loss and loss - mean >= _RISES * rise):
+    if not (0 < _TIMES * mean <= loss and loss - mean >= least):
         return None
     return (
         f"the loss jumped from {show_number(mean)} to {show_number(loss)}: if it stays "
@@ -92,6 +93,6 @@ def line_about(names: Sequence[str], unchanged: Bool[np.ndarray, " L"]) -> str:
         which = ", ".join(chosen[:3]) + more
     return (
         f"the updates of {_STEPS} steps or more did not change {which}, though the "
-        "gradient is not 0: raise optimizer.learning_rate (a change below a "
-        "parameter's precision is none)"
+        "gradient is not 0: the run has converged, or optimizer.learning_rate is too "
+        "low for a change within a parameter's precision"
     )

@@ -5,7 +5,6 @@ loss is not finite, stays as it is while the others go on. At the end each membe
 answers has a folder of its own, `<workdir>/members/seed0_lr0.001`, which is a run's.
 """
 
-import collections
 import contextlib
 import functools
 import math
@@ -261,7 +260,7 @@ def _train(
 
     checksums = jax.device_get(programs.begin_row(state.members, active)[1])
     updates = remarks.begin(at, checksums)
-    losses = [collections.deque(maxlen=remarks.RECENT) for _ in made.own]
+    losses: list[list[float]] = [[] for _ in made.own]
     numbers_of = {member: number for number, member in enumerate(made.own)}
     for row in out.rows:
         if row["split"] == "train" and row["loss"] is not None:

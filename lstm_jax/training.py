@@ -1,6 +1,5 @@
 """`fit`: the one place with jit and side effects."""
 
-import collections
 import contextlib
 import functools
 import json
@@ -334,7 +333,6 @@ def _train(
     updates = remarks.begin(step, fetch(programs.begin_row(state)[1]))
     rows = [] if out is None else [r for r in out.rows if r["split"] == "train"]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
-    losses = collections.deque(losses, maxlen=remarks.RECENT)
 
     def check_updates(state: TrainState) -> None:
         nonlocal updates

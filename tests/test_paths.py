@@ -16,9 +16,9 @@ from command_runs import (
     assert_user_error,
     contents,
 )
-from toy_runs import climbing_config, climbing_task
+from toy_runs import climbing_config, climbing_task, toy_config
 
-from lstm_jax import prediction, serving, training, weights, workdirs
+from lstm_jax import prediction, serving, tasks, training, weights, workdirs
 from lstm_jax.data import cache, files, images, sources, text
 from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
@@ -90,6 +90,10 @@ READERS: dict[str, Callable[[str], object]] = {
         climbing_config(num_steps=1), climbing_task(lambda w: w), "run", path
     ),
     "load": prediction.load,
+    "config": workdirs.read_config,
+    "params": lambda path: workdirs.load_params(path, 1),
+    "answering_step": lambda path: workdirs.answering_step(path, None),
+    "make_task": lambda path: tasks.make_task(toy_config(), path),
     "export": lambda path: serving.export_run(path, "out"),
     "weights": weights.load_weights,
     "text": text.read_text,
@@ -116,7 +120,10 @@ def test_a_run_in_the_home_folder(home: Path) -> None:
     result = training.fit(config, task, "~/run")
     assert result["workdir"] == str(home / "run")
     result = training.fit(config, task, "~/other", init_from=Path("~/run"))
-    assert workdirs.load_params(home / "other", 2) == {"w": 4.0}
+    for path in ("~/other", home / "other"):
+        assert workdirs.load_params(path, 2) == {"w": 4.0}
+        assert workdirs.answering_step(path, None) == 2
+        assert workdirs.read_config(path).num_steps == 2
     assert [*Path("~").iterdir()] == []
 
 
