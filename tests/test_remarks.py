@@ -32,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
         ([0.3, 0.3, 0.2, 0.4, 0.4], 0.76, True),
         ([0.2, 0.4, 0.4, *[0.3] * 7], 0.46, True),  # 0.2 is too long ago
         ([0.7, 0.5, 0.3, 0.28, 0.4, 0.55], 0.69, True),  # by and by
-        ([9.0, 8e-3, 8e-3, 8e-3], 3e-2, False),  # noise beside the first
-        ([1.0, 8e-3, 8e-3, 8e-3], 3e-2, True),
+        ([1.0, 8e-3, 8e-3, 8e-3], 0.1, False),  # noise beside the first
+        ([0.9, 8e-3, 8e-3, 8e-3], 0.1, True),
         ([0.3, 0.3, 0.3], 9.0, False),
         ([], 9.0, False),
         ([-0.3] * 4, 9.0, False),
