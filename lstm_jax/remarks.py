@@ -14,10 +14,10 @@ from lstm_jax.pictures import show_number
 
 # A loss has jumped that is so many times its least running mean over two rows, of so
 # many rows, and that is further above it than so many times what a row was above the
-# one before: with a row each step, losses of small batches are several times each other.
+# one before: with a row each step, losses of small batches are several times others.
 _TIMES, _RECENT, _RISES = 1.5, 8, 2.5
-# By less than so much of the first loss, it is the noise of a run that has converged. Of
-# 800 rows of a step each of `fable` none counts as a jump, of 375 rows of five steps of
+# Less of the first loss than that is the noise of a run that has converged. Of 800 rows
+# of a step each of `fable` none counts as a jump, of 375 rows of five steps of
 # `mnist_rnn` two.
 _LEAST = 0.1
 
