@@ -517,12 +517,14 @@ _ANSWERS: list[Any] = []  # of the trained run, wherever it lies
 
 
 def _folder_case(rng: random.Random) -> Case:
-    name = hostile.folder_name(rng)
+    before = rng.choice(["", "", "./", "sub/../", ".//sub/.././"])
+    name = before + hostile.folder_name(rng)
     return Case({"a.csv": _REVIEWS.encode()}, {"name": name})
 
 
 def _read_folder(folder: Path, options: dict[str, Any]) -> None:
     """A run in a folder of any name answers as it does in one with a plain name."""
+    (folder / "sub").mkdir()
     if not _ANSWERS:
         place = folder / "plain"
         _ANSWERS.extend(_answers_of(place))

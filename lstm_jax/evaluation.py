@@ -1,6 +1,7 @@
 """From the sums of an evaluation to metrics, and what early stopping makes of them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from lstm_jax import checkpoints
@@ -11,7 +12,7 @@ from lstm_jax.tasks.task import Task
 Metrics: TypeAlias = dict[str, float | None]
 
 
-def means_of(task: Task, sums: dict[str, Any]) -> dict[str, float]:
+def means_of(task: Task, sums: Mapping[str, Any]) -> dict[str, float]:
     """What is reported of sums over examples."""
     known = {name: float(value) for name, value in sums.items()}
     count = known.pop("count")  # 0: all updates were skipped

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,13 +330,14 @@ def _train(
         where = programs.number(bucket), programs.number(count)
         return programs.run(state, examples[bucket], *where), count
 
-    updates = remarks.begin(step, fetch(programs.begin_row(state)[1]))
+    start, checksums_at_start = step, programs.begin_row(state)[1]
+    updates: remarks.Updates | None = None
     rows = [] if out is None else [r for r in out.rows if r["split"] == "train"]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
 
     def check_updates(state: TrainState) -> None:
         nonlocal updates
-        if (unchecked := remarks.unchecked(updates)).any():
+        if updates and (unchecked := remarks.unchecked(updates)).any():
             stuck = unchecked & fetch(programs.has_gradient(state, examples[0]))
             updates = updates._replace(checked=updates.checked | unchecked)
             if stuck.any():
@@ -347,8 +348,7 @@ def _train(
         zeros, checksums = programs.begin_row(state)
         return (state.sums, checksums), state._replace(sums=zeros)
 
-    def add_row(split: str, step: int, sums: Sums) -> Metrics:
-        sums = fetch(sums)  # waits for the device
+    def add_row(split: str, step: int, sums: Mapping[str, Any]) -> Metrics:
         if split == "train" and not math.isfinite(sums["loss"]):
             raise _NotFiniteError
         means = means_of(task, sums)
@@ -358,9 +358,10 @@ def _train(
 
     def add_train_row(step: int, since: tuple[Sums, Array]) -> None:
         nonlocal updates
-        sums, checksums = since
+        sums, checksums, first = fetch((*since, checksums_at_start))
         loss = add_row("train", step, sums)["train_loss"]
-        updates = remarks.compare(updates, step, fetch(checksums))
+        updates = updates or remarks.begin(start, first)
+        updates = remarks.compare(updates, step, checksums)
         if loss is not None:
             if line := remarks.jump(losses, loss):
                 reporting.say(out, f"step {step}: {line}")
@@ -469,14 +470,14 @@ def _evaluate(
     splits: dict[str, Buckets],
     state: TrainState,
     step: int,
-    add_row: Callable[[str, int, Sums], Metrics],
+    add_row: Callable[[str, int, Mapping[str, Any]], Metrics],
 ) -> Metrics:
     """A row of metrics for each split; all of their metrics."""
     params = steps.predicting_params(state)
     metrics: Metrics = {}
     for name, buckets in splits.items():
         sums = [programs.measure(params, bucket) for bucket in buckets]
-        metrics |= add_row(name, step, programs.total(sums))
+        metrics |= add_row(name, step, fetch(programs.total(sums)))
     return metrics
 
 

@@ -154,6 +154,8 @@ def test_arrays_of_another_step_are_not_saved(
         save(tmp_path / "run2", state_of(2))
 
 
+# Orbax's thread of the save that was given up may end after its event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_cannot_save_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,8 +59,8 @@ def _read(run: Path, cell: str, target: str) -> tuple[Params, list[str]]:
     """A run's recurrent layers, and what the target's must be told."""
     config = read_config(run)
     parse_cell(config.model.cell, config.model.hidden_size)  # refuses what is none
-    check_described(run, config)
     told = to_be_told(config.model.cell, cell, target)
+    check_described(run, config)
     params = load_params(run, answering_step(run, config.checkpoint.best or None))
     if "recurrent" not in params:
         raise UserError(f"the model of {run} has no recurrent layers")

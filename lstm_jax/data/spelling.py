@@ -70,7 +70,7 @@ def words(lowercase: bool) -> Normalizer:
     ]
     if lowercase:
         # Lower case of İ is i and a dot, and of a capital sigma never the final one.
-        steps += [Lowercase(), Replace("i\u0307", "i"), Replace("ς", "\u03c3")]
+        steps += [Lowercase(), Replace(Regex("i\u0307+"), "i"), Replace("ς", "\u03c3")]
     # Last: letters and accents may have come together, and there are letters with an
     # accent that exist in lower case alone.
     return normalizers.Sequence([*steps, NFC()])
