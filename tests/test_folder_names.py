@@ -16,6 +16,11 @@ from toy_runs import climbing_config, climbing_task, hashes
 from lstm_jax import checkpoints, training, workdirs
 from lstm_jax.errors import UserError
 
+# Of several arrays that Orbax cannot read, the others end after its event loop has.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 PATTERNS = ("run[v2]", "[a-z]/run", "*", "run?")
 OTHERS = (
     *("[", "[!a]", "{a}", "a b", " ", "#", "%", "%s", ":", ";", "'", '"', "$a_$", "-x"),
@@ -154,8 +159,6 @@ def test_arrays_of_another_step_are_not_saved(
         save(tmp_path / "run2", state_of(2))
 
 
-# Orbax's thread of the save that was given up may end after its event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_cannot_save_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
