@@ -4,8 +4,9 @@
 
 Padding at the right with lengths, and batches of reviews of about one length. The last
 batches before an evaluation are then of one length, which a constant learning rate
-shows: an average of the parameters evens it out. FAST_FIGURES, in
-0.58 of the time that `imdb_lstm` takes for an epoch.
+shows: an average of the parameters evens it out. 87.5 to 88.0 % of the test reviews
+with seeds 0 to 9, in 0.58 of the time that `imdb_lstm` takes for an epoch. Without the
+clipping one of these seeds ends at 81.8 %.
 """
 
 from configs import imdb_lstm_clipped
