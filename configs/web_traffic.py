@@ -4,8 +4,8 @@
 
 The tutorial's data was never published; `lstm_jax/data/web_traffic.py` makes lines in
 which the order of tokens decides. Whole families of attacks are in the test split only:
-97.5, 97.0, 97.6 % of it with seeds 0, 1, 2. A logistic regression on bags of tokens is
-right on 58.7 %. Three and a half minutes of training on one core.
+95.8 to 99.4 % of it with seeds 0 to 9, in the median 98.2 %. A logistic regression on
+bags of tokens is right on 58.7 %. Three and a half minutes of training on one core.
 """
 
 from lstm_jax.config import Config, base_config

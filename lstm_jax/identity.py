@@ -24,7 +24,7 @@ from lstm_jax.unroll import AUTO
 
 IDENTITY_FILE = "identity.json"
 
-# What a folder holds if a field differs.
+# By the first field that differs: what the folder holds.
 _NAMES = {
     "data": "a run on other data (the examples differ)",
     "init": "a run of another model or initialisation",
@@ -79,6 +79,9 @@ def identify(config: Config, task: Task, predictor: Predictor | None) -> Identit
       config: of the run.
       task: what it trains.
       predictor: what predict.py would make of the config; None: nothing.
+
+    Raises:
+      Exception: what the task's own functions raise where they are traced.
     """
     size = config.batch_size
 
@@ -104,18 +107,18 @@ def identify(config: Config, task: Task, predictor: Predictor | None) -> Identit
         key = jax.eval_shape(lambda: jax.random.key(0))
         begun = traced_digest.trace(init, key=key)
         batch = jax.eval_shape(functools.partial(_rows, size), task.examples[0])
-        given = {
+        shapes = {
             "params": begun.shapes,
             "batch": batch,
             "weight": jax.ShapeDtypeStruct((size,), jnp.float32),
             "carry": jax.eval_shape(carry),
         }
-        evaluated = traced_digest.trace(evaluation, **given)
+        evaluated = traced_digest.trace(evaluation, **shapes)
         prediction, inputs = _predicted(predictor, begun.shapes, batch, evaluated)
         return Identity(
             data=_data(task, config),
             init=begun.digest,
-            loss=traced_digest.trace(loss, **given, key=key).digest,
+            loss=traced_digest.trace(loss, **shapes, key=key).digest,
             evaluation=_hash(evaluated.digest, _reported(task, evaluated.shapes[0])),
             prediction=prediction,
             inputs=inputs,
@@ -131,8 +134,8 @@ def _rows(size: int, examples: Examples) -> Examples:
 def is_predicted_by(identity: Identity, predictor: Predictor) -> bool:
     """Return whether a run's predictions are those of this model."""
     with jax.set_mesh(devices.one_device()), AUTO("autodiff"):
-        found = _trace_predictor(predictor, identity.inputs)
-    return found is not None and found.digest == identity.prediction
+        traced = _trace_predictor(predictor, identity.inputs)
+    return traced is not None and traced.digest == identity.prediction
 
 
 def _trace_predictor(
@@ -170,10 +173,10 @@ def _predicted(
     }
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, predictor.params):
         return None, inputs
-    found = _trace_predictor(predictor, inputs)
-    if found is None or not evaluated.values.issuperset(found.results):
+    traced = _trace_predictor(predictor, inputs)
+    if traced is None or not evaluated.values.issuperset(traced.results):
         return None, inputs
-    return found.digest, inputs
+    return traced.digest, inputs
 
 
 def _reported(task: Task, sums: Iterable[str]) -> str:
@@ -231,15 +234,15 @@ def read(workdir: str | Path) -> Identity | None:
     path = Path(workdir) / IDENTITY_FILE
     try:
         fields = json.loads(path.read_text())
-        found = Identity(**fields)
-        texts = [found.data, found.init, found.loss, found.evaluation]
-        texts += [found.prediction or "", *found.versions.values()]
-        shapes = [number for _, shape in found.inputs.values() for number in shape]
+        stored = Identity(**fields)
+        texts = [stored.data, stored.init, stored.loss, stored.evaluation]
+        texts += [stored.prediction or "", *stored.versions.values()]
+        shapes = [number for _, shape in stored.inputs.values() for number in shape]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError
         if not all(type(number) is int and number >= 0 for number in shapes):
             raise TypeError
-        for dtype, _ in found.inputs.values():
+        for dtype, _ in stored.inputs.values():
             jnp.dtype(dtype)
     except FileNotFoundError:
         return None
@@ -247,7 +250,7 @@ def read(workdir: str | Path) -> Identity | None:
         raise UserError(
             f"{path} is damaged: restore it; without it the run is not compared"
         ) from None
-    return found
+    return stored
 
 
 def difference(stored: Identity, identity: Identity) -> str | None:
