@@ -52,7 +52,7 @@ def config_path() -> Path:
       UserError: there is none.
     """
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also of a name that cannot be one
         raise UserError(_no_config(path))
     return path
 
@@ -63,7 +63,9 @@ def _no_config(path: Path) -> str:
     there = checkout / path
     if path.is_absolute():
         return f"no config file {path}: see the folder {checkout / 'configs'}"
-    where = f"there is {there}" if there.is_file() else f"see {checkout / 'configs'}"
+    where = (
+        f"there is {there}" if os.path.isfile(there) else f"see {checkout / 'configs'}"
+    )
     return f"no config file {path} in {Path.cwd()}: {where}"
 
 
@@ -72,7 +74,7 @@ def _unread_config(argv: list[str], error: OSError) -> str:
     # The flag tells its file only where all was well.
     given = re.findall(r"^--?config(?:=|\n)(.*)$", "\n".join(argv), re.MULTILINE)
     path = Path(given[-1].partition(":")[0] if given else "")
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also of a name that cannot be one
         return _no_config(path)
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     if cause.filename is None:

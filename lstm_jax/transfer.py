@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from lstm_jax import processes, workdirs
 from lstm_jax.cells import Params
+from lstm_jax.data.spelling import canonical
 from lstm_jax.errors import UserError
 from lstm_jax.nested import named_leaves, put_leaves
 from lstm_jax.steps import TrainState
@@ -90,8 +91,11 @@ def load(
     of_their_task = names_of(workdirs.read_config(there))
     their_names = task.names if of_their_task is None else of_their_task
     theirs = {name: np.asarray(leaf) for name, leaf in named_leaves(loaded).items()}
-    our_files = {n.file: _own(task, n.file) for n in task.names.values()}
-    their_files = {n.file: _read(there, n.file) for n in their_names.values()}
+    ours_by_file = {n.file: _own(task, n.file) for n in task.names.values()}
+    theirs_by_file = {n.file: _read(there, n.file) for n in their_names.values()}
+    # One name may be spelt in two ways, `é` as one character or as two.
+    our_files = {file: canonical(names) for file, names in ours_by_file.items()}
+    their_files = {file: canonical(names) for file, names in theirs_by_file.items()}
     source: dict[str, Taken] = {}
     notes = _Notes([], {}, {}, [])
     for name, mine in named_leaves(params).items():
@@ -108,7 +112,12 @@ def load(
             _check_numbers(ours, other, there)
         taken = _take(mine.shape, leaf, ours, other)
         if taken is None:
-            notes.missing.append(name)
+            new = sorted({*ours.names} - {*other.names}) if ours and other else []
+            if ours and new and mine.shape == leaf.shape:  # one logit for two classes
+                entry = notes.partly.setdefault(ours.file, ([], new, len(ours.names)))
+                entry[0].append(name)
+            else:
+                notes.missing.append(name)
             continue
         source[name] = taken
         if ours is None and other is not None:

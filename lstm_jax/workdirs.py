@@ -245,6 +245,8 @@ def _spelling_differs(path: Path, vocabulary: str) -> bool:
 
 
 def _other(workdir: Path) -> str:
+    if workdir.name in ("", ".."):  # beside ".", not in it
+        workdir = workdir.resolve()
     return f"name another folder with --workdir={workdir}_2"
 
 
@@ -400,6 +402,12 @@ def load_source(init_from: str | Path, workdir: Path) -> Params | None:
     """
     # By number alone: a save that was interrupted leaves a folder 10.orbax-....
     if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        if processes.leads():
+            print(
+                f"the run in {workdir} goes on with its own parameters: init_from is "
+                "not read",
+                file=sys.stderr,
+            )
         return None
     config = read_config(init_from)
     step = answering_step(init_from, config.checkpoint.best or None)

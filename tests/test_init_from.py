@@ -78,6 +78,11 @@ def test_start_that_was_interrupted_before_its_first_checkpoint_still_takes_them
     capsys.readouterr()
     training.fit(config, toy_task(), workdir, source)
     assert f"starting from step 1 of {source}\n" in capsys.readouterr().out
+    training.fit(config, toy_task(), workdir, source)
+    line = (
+        f"the run in {workdir} goes on with its own parameters: init_from is not read"
+    )
+    assert line in capsys.readouterr().err.splitlines()
     theirs = workdirs.load_params(source, 1)
     assert_same_bits(workdirs.load_params(workdir, 1), theirs)
 
@@ -250,7 +255,7 @@ def test_a_language_model_gives_its_words_to_a_classifier_and_no_labels(
 
 @pytest.mark.parametrize("same", [True, False])
 def test_logit_of_two_classes_in_another_order_has_another_sign(
-    same: bool, tmp_path: Path
+    same: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def task_of(*labels: str) -> Task:
         axes = {"head/kernel": 1, "head/bias": 0}
@@ -261,15 +266,22 @@ def test_logit_of_two_classes_in_another_order_has_another_sign(
         )
 
     source, config = tmp_path / "source", toy_config(task="custom")
-    theirs = store(source, config, task_of("bad", "good"))
+    theirs = store(source, config, task_of("p\u00e9ssimo", "good"))
     config.seed = 1
-    task = task_of("bad", "good") if same else task_of("good", "bad")
+    # One label, spelt in another way.
+    labels = ["pe\u0301ssimo", "good"]
+    task = task_of(*labels) if same else task_of(*labels[::-1])
     params, own = begun(source, config, task)
     sign = 1 if same else -1
     assert_same_bits(params["head"]["kernel"], sign * theirs["head"]["kernel"])
+    assert "anew" not in capsys.readouterr().out
     # Two other classes are another question.
-    params, own = begun(source, config, task_of("bad", "fair"))
+    params, own = begun(source, config, task_of("bad", "good"))
     assert_same_bits(params["head"], own["head"])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"1 of 2 names in labels.json are not in that of {source}, begun anew in "
+        "head/bias, head/kernel: 'bad'"
+    ]
 
 
 def test_words_that_are_fed_as_numbers_need_the_same_numbers(tmp_path: Path) -> None:

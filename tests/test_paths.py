@@ -82,6 +82,17 @@ def test_addresses_are_refused(path: str | Path) -> None:
         local_path(path)
 
 
+@pytest.mark.parametrize(
+    "path", ["a" * 300, Path("a" * 300, "x"), "", f"~/{'a' * 300}"]
+)
+def test_no_path_at_all(path: str | Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^(.* is no path here|an empty path)"
+    ) as error:
+        local_path(path)
+    assert len(str(error.value)) < 150
+
+
 READERS: dict[str, Callable[[str], object]] = {
     "fit": lambda path: training.fit(
         climbing_config(num_steps=1), climbing_task(lambda w: w), path
@@ -163,8 +174,9 @@ def test_at_the_command_line(
         ("lab.py", "out"),
     ],
 )
+@pytest.mark.parametrize("path", ["gs://bucket/run", "a" * 300])
 def test_addresses_at_the_command_line(
-    home: Path, script: str, flag: str, call: Callable[..., Finished]
+    home: Path, script: str, flag: str, path: str, call: Callable[..., Finished]
 ) -> None:
     (home / "cell.py").write_text("import lstm_jax as lj\n\ncell = lj.lstm\n")
     own = {"predict.py": ["--input=a"], "lab.py": [str(home / "cell.py")]}
@@ -172,6 +184,6 @@ def test_addresses_at_the_command_line(
     arguments = own.get(script, [])
     if script == "train.py" and flag != "workdir":
         arguments = ["--workdir=run", *TINY]
-    done = call(script, f"--{flag}=gs://bucket/run", *arguments)
-    assert_user_error(done, "gs://bucket/run is no local path, and buckets are not")
+    done = call(script, f"--{flag}={path}", *arguments)
+    assert_user_error(done, f"{path[:60]}", " is no ")
     assert contents(home.parent) == before

@@ -1,6 +1,7 @@
 """The user's files."""
 
 import csv
+import errno
 import io
 import os
 import re
@@ -23,9 +24,12 @@ def local_path(path: str | os.PathLike[str]) -> Path:
       path: The path; to be expanded once, where it comes from the user.
 
     Raises:
-      UserError: There is no such home folder, or the path is the address of a bucket.
+      UserError: There is no such home folder, the path is empty or the address of a
+        bucket, or a name in it is longer than the file system allows.
     """
     text = os.fspath(path)
+    if not text:
+        raise UserError("an empty path: give a folder or file, . for this folder")
     if _ADDRESS.match(text):
         raise UserError(
             f"{text} is no local path, and buckets are not supported yet: give a local "
@@ -39,6 +43,15 @@ def local_path(path: str | os.PathLike[str]) -> Path:
             f"{text}: no home folder {user[0]} is known: set HOME, or give a path from "
             "the root"
         )
+    try:
+        os.lstat(expanded)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{text[:60]}... is no path here ({error.strerror}): give a shorter one"
+            ) from None
+    except ValueError:  # a zero byte: who reads or writes it tells
+        pass
     return Path(expanded)
 
 

@@ -142,6 +142,16 @@ def first_spellings(names: Iterable[str]) -> dict[str, str]:
     return {name: first.setdefault(_same(name), name) for name in dict.fromkeys(names)}
 
 
+def canonical(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as a reader takes them; as they are where two are the same to one.
+
+    >>> canonical(["ﬁne", "poor"]), canonical(["ﬁne", "fine"])
+    (('fine', 'poor'), ('ﬁne', 'fine'))
+    """
+    same = tuple(map(_same, names))
+    return same if len(set(same)) == len(set(names)) else tuple(names)
+
+
 def places(name: str, names: Sequence[str]) -> list[int]:
     """Return where a name stands, or else what a reader takes for the same."""
     exact = [i for i, other in enumerate(names) if other == name]
