@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -88,6 +89,8 @@ def fit(
         )
     init_from = None if init_from is None else local_path(init_from)
     if workdir is not None:
+        if not os.fspath(workdir):
+            raise UserError("workdir is empty: name a folder; . is this one")
         return _fit_in(local_path(workdir), config, task, init_from)
     with contextlib.ExitStack() as stack:
         if processes.leads():
@@ -100,7 +103,7 @@ def fit(
 def _fit_in(
     workdir: Path, config: Config, task: Task, init_from: Path | None
 ) -> dict[str, Any]:
-    """As `fit`, in a folder."""
+    """Trains as `fit` does, in a folder that is known."""
     if members_of(config):
         result = sweeps.fit(config, task, workdir, init_from)
         if result["best"] is not None:

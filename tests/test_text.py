@@ -106,7 +106,7 @@ def test_missing_file_names_the_texts_there_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "x" * 5000, "a\0b"])
 def test_names_that_are_no_file_are_one_line(path: str) -> None:
-    with pytest.raises(UserError, match=r"^cannot read ") as error:
+    with pytest.raises(UserError, match=r"^cannot read |is no path here") as error:
         read_text(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400

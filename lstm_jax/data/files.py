@@ -24,12 +24,10 @@ def local_path(path: str | os.PathLike[str]) -> Path:
       path: The path; to be expanded once, where it comes from the user.
 
     Raises:
-      UserError: There is no such home folder, the path is empty or the address of a
-        bucket, or a name in it is longer than the file system allows.
+      UserError: There is no such home folder, the path is the address of a bucket, or
+        a name in it is longer than the file system allows.
     """
     text = os.fspath(path)
-    if not text:
-        raise UserError("an empty path: give a folder or file, . for this folder")
     if _ADDRESS.match(text):
         raise UserError(
             f"{text} is no local path, and buckets are not supported yet: give a local "
