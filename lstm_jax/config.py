@@ -175,6 +175,9 @@ def check_config(config: Config) -> None:
         raise UserError(f"data.holdout={config.data.holdout} must be in [0, 1)")
 
 
+_MOST_RUNS = 10_000
+
+
 def _check_sweep(config: Config) -> bool:
     """Whether there is one, that is of some use."""
     seeds, rates = config.sweep.seeds, tuple(config.sweep.learning_rates)
@@ -193,6 +196,12 @@ def _check_sweep(config: Config) -> bool:
             )
     if len(set(rates)) < len(rates):
         raise UserError(f"sweep.learning_rates={written}: give each of them once")
+    count = max(seeds, 1) * max(len(rates), 1)
+    if count > _MOST_RUNS:  # a list of them, before any of their arrays, took minutes
+        raise UserError(
+            f"sweep.seeds={seeds} makes {count} runs of one sweep: make it "
+            f"{_MOST_RUNS} at most"
+        )
     swept = seeds > 0 or bool(rates)
     for name, value, wanted in (
         ("devices.fsdp", config.devices.fsdp, False),
