@@ -2,8 +2,8 @@
 
     python train.py --config=configs/mnist_lstm.py
 
-97.3, 98.1, 97.7 % of the test images with seeds 0, 1, 2; the tutorial reports 96.52 %.
-Two minutes of training on one core.
+97.2 to 98.2 % of the test images with seeds 0 to 9, in the median 97.9 %; the tutorial
+reports 96.52 %. Two minutes of training on one core.
 """
 
 from configs import mnist_rnn
