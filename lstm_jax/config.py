@@ -132,7 +132,9 @@ def check_config(config: Config) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2**32")
     for name, value in flatten(config.to_dict()).items():
-        if isinstance(value, int) and value >= _MOST and name != "seed":
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        large = any(isinstance(entry, int) and entry >= _MOST for entry in entries)
+        if large and name != "seed":
             raise UserError(f"{name}={value} must be below 2**31")
     for name, value in (
         ("batch_size", config.batch_size),

@@ -17,7 +17,7 @@ from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.flow import Flow
 from lstm_jax.flow_pictures import by_label, draw_lag_gains
-from lstm_jax.members import members_of
+from lstm_jax.members import is_sweep
 from lstm_jax.reporting import drawn, write_file
 from lstm_jax.tasks import make_task
 from lstm_jax.training import fit
@@ -64,7 +64,7 @@ def compare(
     Raises:
       UserError: the config or its data is no use.
     """
-    if members_of(config):
+    if is_sweep(config):
         raise UserError(NO_SWEEP)
     found: Comparison = {stage: {} for stage in STAGES}
     for number, (name, variant) in enumerate(variants.items()):

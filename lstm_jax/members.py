@@ -86,10 +86,15 @@ class Programs(NamedTuple):
     is_finite: Callable[[TrainState], Bool[Array, " M"]]
 
 
+def is_sweep(config: Config) -> bool:
+    """Return whether a config has members, however many."""
+    return bool(config.sweep.seeds or tuple(config.sweep.learning_rates))
+
+
 def members_of(config: Config) -> tuple[Member, ...]:
     """The members of a config's sweep, by learning rate and seed; () without one."""
     sweep = config.sweep
-    if not sweep.seeds and not sweep.learning_rates:
+    if not is_sweep(config):
         return ()
     rates = tuple(sweep.learning_rates) or (config.optimizer.learning_rate,)
     seeds = range(config.seed, config.seed + max(sweep.seeds, 1))

@@ -44,7 +44,7 @@ from lstm_jax.evaluation import (
 )
 from lstm_jax.identity import Identity
 from lstm_jax.loop import Host, run_loop
-from lstm_jax.members import members_of
+from lstm_jax.members import is_sweep
 from lstm_jax.nested import named_leaves
 from lstm_jax.steps import Keys, Stepping, TrainState
 from lstm_jax.tasks.task import Buckets, Sums, Task
@@ -104,7 +104,7 @@ def _fit_in(
     workdir: Path, config: Config, task: Task, init_from: Path | None
 ) -> dict[str, Any]:
     """Trains as `fit` does, in a folder that is known."""
-    if members_of(config):
+    if is_sweep(config):
         result = sweeps.fit(config, task, workdir, init_from)
         if result["best"] is not None:
             _show(task, Path(result["best"]["workdir"]), result["best"]["step"])

@@ -20,7 +20,7 @@ from lstm_jax.data.files import local_path
 from lstm_jax.errors import UserError
 from lstm_jax.identity import Identity
 from lstm_jax.locks import locked
-from lstm_jax.members import members_of
+from lstm_jax.members import is_sweep
 from lstm_jax.reporting import write_file
 from lstm_jax.tasks.task import VOCABULARY_FILE
 
@@ -367,7 +367,7 @@ def _refuse_sweep(workdir: str | Path) -> None:
     """Raises a `UserError` where the parameters are those of many runs."""
     if not (Path(workdir) / CONFIG_FILE).exists():
         return
-    if not members_of(read_config(workdir)):
+    if not is_sweep(read_config(workdir)):
         return
     folders = sorted(Path(workdir, MEMBERS_FOLDER).glob("seed*"))
     made = [str(path) for path in folders if path.suffix != ".tmp"]  # not half of one
@@ -426,7 +426,7 @@ def _differences(old: Config, new: Config) -> list[str]:
     # More patience, 0 being without end, ends what has the same steps later. Not in a
     # sweep, whose other members went on meanwhile.
     patience = after["patience"] or math.inf, before["patience"] or math.inf
-    patient = patience[0] > patience[1] and not members_of(new)
+    patient = patience[0] > patience[1] and not is_sweep(new)
     return [
         f"{name}: {before.get(name)!r} there, {after.get(name)!r} here"
         for name in sorted(before.keys() | after.keys())

@@ -35,6 +35,10 @@ def test_base_config_lacks_only_the_length_of_the_run() -> None:
         ({"seed": 2**32}, "seed=4294967296 must be at least 0 and below 2**32"),
         ({"num_steps": -1}, "num_steps=-1 must be at least 0"),
         ({"num_steps": 2**31}, "num_steps=2147483648 must be below 2**31"),
+        (
+            {"model.dense": (3, 2**31)},
+            "model.dense=(3, 2147483648) must be below 2**31",
+        ),
         ({"model.hidden_size": 10**30}, "model.hidden_size=1000000000000000000000000"),
         ({"num_epochs": -1}, "num_epochs=-1 must be at least 0"),
         ({"num_epochs": 2}, "num_steps=20 and num_epochs=2: give one of them"),

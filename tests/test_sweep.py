@@ -425,6 +425,7 @@ def test_nothing_compiles_after_the_first_epoch(
     [
         ({"sweep.seeds": -1}, "sweep.seeds=-1 must be at least 0"),
         ({"seed": 2**32 - 2}, "seed + sweep.seeds at most"),
+        ({"sweep.learning_rates": (10**400,)}, "must be below 2**31"),
         ({"sweep.seeds": 2**31 - 1}, "runs of one sweep: make it 10000 at most"),
         ({"sweep.learning_rates": (0.1, -1.0)}, "must be numbers, finite and at least"),
         ({"sweep.learning_rates": ("fast",)}, "must be numbers, finite and at least"),
