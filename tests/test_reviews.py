@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lstm_jax.data import spelling
+from lstm_jax.data import reviews, spelling
 from lstm_jax.data.reviews import (
     WORDS,
     Ragged,
@@ -324,3 +325,26 @@ def test_a_slice_of_imdb() -> None:
     expected_ids, expected_lengths = slow_pad(rows, 500, 5000, "front")
     assert (ids == np.array(expected_ids)).all()
     assert lengths.tolist() == expected_lengths
+
+
+class PanicException(BaseException):
+    """As the library's own is called."""
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(PanicException("index out of bounds"), UserError), (SystemExit(3), SystemExit)],
+)
+def test_a_vocabulary_that_breaks_its_library(
+    error: BaseException, seen: type[BaseException]
+) -> None:
+    """Where its file is damaged, the library panics, which is no Exception."""
+
+    class Broken:
+        def encode_batch_fast(self, batch: list[str]) -> Any:
+            raise error
+
+    broken: Any = Broken()
+    with pytest.raises(seen, match=r"^(the vocabulary .*index out of bounds.*|3)"):
+        reviews.encode_texts(broken, ["a"])

@@ -130,11 +130,24 @@ def encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Ragged:
 
     >>> encode_texts(train_vocabulary(["b a", "b"]), ["a c b", "", "B!"])
     Ragged(ids=array([4, 2, 3, 3], dtype=int32), offsets=array([0, 3, 3, 4]))
+
+    Raises:
+      UserError: the vocabulary is damaged.
     """
     ids, counts = [np.empty(0, np.int32)], [0]
     texts = iter(texts)
     while batch := list(itertools.islice(texts, _BATCH)):
-        rows = [e.ids for e in tokenizer.encode_batch_fast(batch)]
+        try:
+            rows = [e.ids for e in tokenizer.encode_batch_fast(batch)]
+        except BaseException as error:
+            # The library's own faults, as with a normalizer of a damaged file, are
+            # panics, and these no Exceptions.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(
+                f"the vocabulary cannot number these texts ({error}): its file is "
+                "damaged, restore it or train again"
+            ) from None
         counts.extend(map(len, rows))
         ids.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32))
     # A pattern may match <PAD> or <START> where a text spells it: no word is either.
