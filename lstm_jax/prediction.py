@@ -73,12 +73,13 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
         step = workdirs.answering_step(workdir, config.checkpoint.best or None)
     params = workdirs.load_params(workdir, step)
     predictor = _predictor(model, inputs)
+    trained = _trained(workdir)
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, predictor.params):
         raise UserError(
             f"the checkpoint of step {step} in {workdir} is of another model than its "
             "files describe: restore them, or train again"
         )
-    _check_predictor(workdir, predictor)
+    _compare(workdir, trained, predictor)
     return Run(config, model, params, vocabulary, labels, step)
 
 
@@ -108,11 +109,11 @@ def check_described(workdir: str | Path, config: Config) -> None:
     for name in (VOCABULARY_FILE, LABELS_FILE):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             files[name] = (local_path(workdir) / name).read_text(encoding="utf-8")
-    _check_predictor(workdir, _described(config, files))
+    _compare(workdir, _trained(workdir), _described(config, files))
 
 
-def _check_predictor(workdir: str | Path, predictor: Predictor | None) -> None:
-    """As `check_described`, of what predict.py would make of the run."""
+def _trained(workdir: str | Path) -> Identity | None:
+    """What a run stored of itself, refused where no config describes its model."""
     trained = identity.read(workdir)
     if trained is not None and trained.prediction is None:
         raise UserError(
@@ -120,6 +121,13 @@ def _check_predictor(workdir: str | Path, predictor: Predictor | None) -> None:
             "load its parameters in Python by lstm_jax.workdirs.load_params, for the "
             "model that they are of"
         )
+    return trained
+
+
+def _compare(
+    workdir: str | Path, trained: Identity | None, predictor: Predictor | None
+) -> None:
+    """As `check_described`, of what predict.py would make of the run."""
     why = None
     if trained is None or not trained.prediction or predictor is None:
         why = "it does not say so"

@@ -354,13 +354,13 @@ def _train(
         for name, buckets in splits.items():
             sums = [programs.measure(params, bucket) for bucket in buckets]
             rows = add_rows(name, step, programs.total(sums))
-            bad = [i for i, row in enumerate(rows) if row[f"{name}_loss"] is None]
-            if name not in looked_at and bad and progress[bad[0]].is_active():
+            failed = [i for i, row in enumerate(rows) if row[f"{name}_loss"] is None]
+            if name not in looked_at and failed and progress[failed[0]].is_active():
                 looked_at.add(name)
-                one = jax.device_get(members.take(params, bad[0]))
+                one = jax.device_get(members.take(params, failed[0]))
                 size, buckets = config.batch_size, task.splits[name]
-                if bad := diagnosis.bad_input(task, size, one, buckets, name):
-                    reporting.say(out, bad)
+                if advice := diagnosis.bad_input(task, size, one, buckets, name):
+                    reporting.say(out, advice)
             for all_of, of in zip(found, rows, strict=True):
                 all_of |= of
         better = np.zeros(len(made.drawn.learning_rate), bool)

@@ -336,7 +336,7 @@ def _train(
     start, checksums_at_start = step, programs.begin_row(state)[1]
     updates: remarks.Updates | None = None
     rows = [] if out is None else [r for r in out.rows if r["split"] == "train"]
-    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
 
     def check_updates(state: TrainState) -> None:
         nonlocal updates
@@ -362,7 +362,7 @@ def _train(
     def add_train_row(step: int, since: tuple[Sums, Array]) -> None:
         nonlocal updates
         sums, checksums, first = fetch((*since, checksums_at_start))
-        loss = add_row("train", step, sums)["train_loss"]
+        loss = add_row("train", step, sums).get("train_loss")  # `finish` may drop it
         updates = updates or remarks.begin(start, first)
         updates = remarks.compare(updates, step, checksums)
         if loss is not None:
@@ -382,13 +382,14 @@ def _train(
         check_updates(state)  # no row follows the last one
         metrics = _evaluate(programs, splits, state, step, add_row)
         for name in splits:
-            if metrics[f"{name}_loss"] is None and name not in looked_at:
+            if metrics.get(f"{name}_loss", 0.0) is None and name not in looked_at:
                 looked_at.add(name)
                 if not processes.several():  # or no process has all of it
                     params = fetch(steps.predicting_params(state))
                     size, buckets = config.batch_size, task.splits[name]
-                    if bad := diagnosis.bad_input(task, size, params, buckets, name):
-                        reporting.say(out, bad)
+                    advice = diagnosis.bad_input(task, size, params, buckets, name)
+                    if advice is not None:
+                        reporting.say(out, advice)
         record = with_evaluation(record, metrics, best)
         ended = bool(config.patience) and record.waited >= config.patience
         if ended and step < num_steps:

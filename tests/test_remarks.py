@@ -121,6 +121,14 @@ def test_parameters_without_a_gradient_may_stay(
     assert unchanged(capsys) == []
 
 
+def test_a_task_may_report_no_loss(tmp_path: Path) -> None:
+    task = climbing_task(lambda w: w)._replace(finish=lambda means: {"mae": 1.0})
+    config = climbing_config(**{"num_steps": 6, "report.every": 2})
+    assert lj.fit(config, task, workdir=tmp_path / "run")["test_mae"] == 1.0
+    config.num_steps = 8  # the rows that it reads again have none either
+    assert lj.fit(config, task, workdir=tmp_path / "run")["step"] == 8
+
+
 def test_a_warm_up_and_skipped_updates_are_not_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
