@@ -4,7 +4,7 @@
 
 Reviews of 500 words, padded and cut at the front; 5,000 words; two epochs. 84.6 to 87.9
 % of the test reviews with seeds 0 to 9, in the median 87.2 %; the tutorial reports
-86.39 %. One run in several collapses, and rounding decides which (docs/classifiers.md);
+86.39 %. A loss may jump late, and rounding decides in which run (docs/classifiers.md);
 `imdb_lstm_clipped` mends that. An epoch takes 40 s on two cores. Seed 0 finds "i really
 liked the movie and had fun" positive with 0.873, and "professional disappointment"
 negative with 0.719.
