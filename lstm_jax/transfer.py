@@ -189,7 +189,7 @@ def _take(
     if ours is None or other is None or ours.axis is None:
         return Taken(theirs, whole) if theirs.shape == shape else None
     axis = ours.axis
-    other_axes = [i for i in range(len(shape)) if i != axis]
+    other_axes = tuple(i for i in range(len(shape)) if i != axis)
     if theirs.ndim != len(shape) or any(
         theirs.shape[i] != shape[i] for i in other_axes
     ):
