@@ -3,8 +3,8 @@
     python train.py --config=configs/mnist_best.py
 
 Both directions, the maximum over rows, and images shifted by up to two pixels.
-99.4, 99.3, 99.5 % of the test images with seeds 0, 1, 2. An epoch takes a minute and a
-half on one core.
+99.3 to 99.5 % of the test images with seeds 0 to 4, in the median 99.4 %. An epoch
+takes 50 s on one core.
 """
 
 from configs import mnist_rnn
